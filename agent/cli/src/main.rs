@@ -1,0 +1,5 @@
+//! `torusctl`.
+
+fn main() {
+    println!("torusctl {}", env!("CARGO_PKG_VERSION"));
+}

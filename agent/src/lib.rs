@@ -1,0 +1,1 @@
+//! The Torus agent: see the crate description.

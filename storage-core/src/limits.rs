@@ -1,0 +1,40 @@
+//! Every bound, by name. A queue or a buffer without a line here is a defect.
+
+use crate::ids::Blocks;
+use crate::time::Duration;
+
+/// Largest extent: a block's place in it must fit 16 bits in the address map.
+pub const EXTENT_BLOCKS_MAX: Blocks = 1 << 16;
+/// Extent size unless a cluster says otherwise: 64 MiB.
+pub const EXTENT_BLOCKS_DEFAULT: Blocks = 16_384;
+/// Smallest extent: room for one frame of the largest size and some more.
+pub const EXTENT_BLOCKS_MIN: Blocks = 1024;
+
+/// Records in one frame, so that its header block holds them all.
+pub const FRAME_RECORDS_MAX: usize = 64;
+/// Payload blocks in one frame (1 MiB), for the same reason.
+pub const FRAME_PAYLOAD_BLOCKS_MAX: Blocks = 256;
+/// Blocks of the largest frame, its header included.
+pub const FRAME_BLOCKS_MAX: Blocks = FRAME_PAYLOAD_BLOCKS_MAX + 1;
+
+/// Most blocks one read request asks a member for (1 MiB).
+pub const READ_BLOCKS_MAX: Blocks = 256;
+/// Most bytes of raw frames in one `Fill`: the largest frame always fits.
+pub const FILL_BLOCKS_MAX: Blocks = FRAME_BLOCKS_MAX;
+
+/// Most copies of an extent.
+pub const REPLICAS_MAX: usize = 7;
+/// Extents that one volume appends to at the same time.
+pub const OPEN_EXTENTS_DEFAULT: usize = 4;
+
+/// Volumes whose fence one disk can remember.
+pub const FENCED_VOLUMES_MAX: usize = 16_384;
+
+/// How long a member promises an owner that it serves no newer one, counted on the owner from the sending of the
+/// request, on the member from its receipt.
+pub const READ_LEASE: Duration = Duration::from_millis(2_000);
+/// What an owner takes off a lease for clocks that run at different speeds.
+pub const READ_LEASE_MARGIN: Duration = Duration::from_millis(200);
+
+/// Largest volume: 64 TiB, in blocks.
+pub const VOLUME_BLOCKS_MAX: u64 = 1 << 34;

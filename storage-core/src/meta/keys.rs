@@ -1,0 +1,92 @@
+//! Every key there is. The prefix (`/torus/` unless configured) is the adapter's business: it is not seen here.
+//!
+//! ```text
+//! cluster                     ClusterDoc    identity and format, written once by init
+//! ring                        RingDoc       the current ring
+//! agents/<agent>              AgentDoc      an agent that was admitted; stays while it is down
+//! alive/<agent>               AliveDoc      leased: an agent that runs, and where
+//! names/<name>                VolumeId      a volume's name
+//! volumes/<volume>/meta       VolumeDoc     what was asked for
+//! volumes/<volume>/epoch      EpochDoc      who may write
+//! volumes/<volume>/owner      OwnerDoc      leased: the owner that runs
+//! volumes/<volume>/head       HeadDoc       the newest checkpoint
+//! volumes/<volume>/x/<seq>    ExtentDoc     extents registered since that checkpoint
+//! ```
+
+use crate::ids::{AgentId, ExtentSeq, VolumeId};
+
+/// Identity and format of the cluster.
+pub const CLUSTER: &str = "cluster";
+/// The ring.
+pub const RING: &str = "ring";
+/// All admitted agents.
+pub const AGENTS: &str = "agents/";
+/// All running agents.
+pub const ALIVE: &str = "alive/";
+/// All volume names.
+pub const NAMES: &str = "names/";
+/// All volumes.
+pub const VOLUMES: &str = "volumes/";
+
+/// An admitted agent.
+#[must_use]
+pub fn agent(id: AgentId) -> String {
+    format!("{AGENTS}{id}")
+}
+/// A running agent.
+#[must_use]
+pub fn alive(id: AgentId) -> String {
+    format!("{ALIVE}{id}")
+}
+/// A volume's name.
+#[must_use]
+pub fn name(name: &str) -> String {
+    format!("{NAMES}{name}")
+}
+/// All keys of a volume.
+#[must_use]
+pub fn volume(id: VolumeId) -> String {
+    format!("{VOLUMES}{id}/")
+}
+/// What was asked for.
+#[must_use]
+pub fn volume_meta(id: VolumeId) -> String {
+    format!("{VOLUMES}{id}/meta")
+}
+/// Who may write.
+#[must_use]
+pub fn volume_epoch(id: VolumeId) -> String {
+    format!("{VOLUMES}{id}/epoch")
+}
+/// The owner that runs.
+#[must_use]
+pub fn volume_owner(id: VolumeId) -> String {
+    format!("{VOLUMES}{id}/owner")
+}
+/// The newest checkpoint.
+#[must_use]
+pub fn volume_head(id: VolumeId) -> String {
+    format!("{VOLUMES}{id}/head")
+}
+/// All registered extents of a volume.
+#[must_use]
+pub fn extents(id: VolumeId) -> String {
+    format!("{VOLUMES}{id}/x/")
+}
+/// One registered extent. Fixed width, so that key order is the order of registration.
+#[must_use]
+pub fn extent(id: VolumeId, seq: ExtentSeq) -> String {
+    format!("{VOLUMES}{id}/x/{:016x}", seq.0)
+}
+
+/// The id at the end of a key such as `agents/<id>` or `x/<seq>`.
+#[must_use]
+pub fn last_part(key: &str) -> &str {
+    key.rsplit('/').next().unwrap_or(key)
+}
+
+/// The extent that a key of the form `volumes/<id>/x/<seq>` names.
+#[must_use]
+pub fn parse_extent(key: &str) -> Option<ExtentSeq> {
+    u64::from_str_radix(last_part(key), 16).ok().map(ExtentSeq)
+}

@@ -1,0 +1,1 @@
+//! Disks: see the crate description.
