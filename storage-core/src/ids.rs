@@ -126,6 +126,10 @@ number!(
     /// A block address inside a volume, in blocks of [`BLOCK_SIZE`].
     Lba
 );
+number!(
+    /// A request to one agent, numbered by the owner that sends it; its answers carry the same number.
+    RpcId
+);
 
 /// An extent: the unit of placement. Never reused, because its number carries the epoch that drew it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
