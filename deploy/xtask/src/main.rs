@@ -1,5 +1,42 @@
-//! `cargo xtask`.
+//! `cargo xtask`: what a contributor runs, and CI.
+//!
+//! A program of the workspace instead of scripts, so that it needs nothing but Rust, and is checked like the rest.
 
-fn main() {
-    println!("cargo xtask {}", env!("CARGO_PKG_VERSION"));
+mod sim;
+mod test;
+mod tools;
+mod workspace;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Tests, simulation and benchmarks of Torus.
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask", version, disable_help_subcommand = false)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the test suite: style, unit tests, simulation, whole programs. The last line printed is the count.
+    Test(test::Options),
+    /// Run the simulator in the profile it is meant for. All arguments go to it: `cargo xtask sim --help` shows them.
+    Sim(sim::Options),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Args::parse().command {
+        Command::Test(options) => test::run(&options),
+        Command::Sim(options) => sim::run(&options),
+    };
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }

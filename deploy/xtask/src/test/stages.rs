@@ -1,0 +1,57 @@
+//! The stages themselves.
+
+use super::tally::Tally;
+use super::{Options, Outcome, Stage};
+use crate::{tools, workspace};
+use anyhow::{Context, Result};
+use std::io::{BufRead, BufReader, Write};
+use std::process::Stdio;
+
+/// All stages, in the order they run.
+pub const ALL: &[Stage] = &[
+    Stage { name: "fmt", about: "every file is formatted", slow: false, run: fmt },
+    Stage { name: "tools", about: "programs that the tests drive are installed", slow: false, run: install },
+    Stage { name: "clippy", about: "no warning in any target", slow: false, run: clippy },
+    Stage { name: "cargo", about: "cargo test of the whole workspace", slow: false, run: cargo_test },
+];
+
+fn fmt(_: &Options) -> Result<Outcome> {
+    component("fmt", "rustfmt", &["fmt", "--all", "--check"])
+}
+
+fn clippy(_: &Options) -> Result<Outcome> {
+    component("clippy", "clippy", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])
+}
+
+/// Runs a cargo subcommand that comes as a component of its own: a minimal toolchain lacks it.
+fn component(subcommand: &str, component: &str, args: &[&str]) -> Result<Outcome> {
+    if !workspace::works("cargo", &[subcommand, "--version"]) {
+        return Ok(Outcome::Skipped(format!("{component} is not here: `rustup component add {component}` gets it")));
+    }
+    Ok(Outcome::Checked(workspace::succeeds(&mut workspace::cargo(args)?)?))
+}
+
+fn install(_: &Options) -> Result<Outcome> {
+    tools::ensure().map(|()| Outcome::Checked(true))
+}
+
+/// `cargo test`, its output passed on line by line and counted on the way.
+fn cargo_test(_: &Options) -> Result<Outcome> {
+    let mut command = workspace::cargo(["test", "--workspace", "--no-fail-fast"])?;
+    let mut child = command.stdout(Stdio::piped()).spawn().context("cannot run cargo test")?;
+    let mut total = Tally::default();
+    for line in BufReader::new(child.stdout.take().expect("stdout was asked to be a pipe")).split(b'\n') {
+        let line = line.context("cannot read what cargo test prints")?;
+        let text = String::from_utf8_lossy(&line);
+        if let Some(tally) = Tally::of_line(&text) {
+            total += tally;
+        }
+        writeln!(std::io::stdout(), "{text}").context("cannot print")?;
+    }
+    let status = child.wait().context("cannot wait for cargo test")?;
+    // Something that did not build, or a harness that died, has no line of its own.
+    if !status.success() && total.failed == 0 {
+        total += Tally::ONE_FAILED;
+    }
+    Ok(Outcome::Tests(total))
+}
