@@ -26,5 +26,6 @@ pub mod format;
 pub mod ids;
 pub mod limits;
 pub mod meta;
+pub mod mutation;
 pub mod peer;
 pub mod time;
