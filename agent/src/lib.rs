@@ -1,1 +1,3 @@
 //! The Torus agent: see the crate description.
+
+pub mod device;
