@@ -25,6 +25,7 @@
 pub mod format;
 pub mod ids;
 pub mod limits;
+pub mod member;
 pub mod meta;
 pub mod mutation;
 pub mod peer;
