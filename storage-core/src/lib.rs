@@ -13,6 +13,7 @@
 //! | [`format`] | bytes on disk: frames, slots |
 //! | [`ring`] | which agents a key belongs to |
 //! | [`peer`] | what an owner and an agent say to each other |
+//! | [`tdp`] | the bytes in which they say it |
 //! | [`member`] | an agent's half of an extent: append, fence, seal, read, restart |
 //! | [`meta`] | what is kept in etcd, and under which conditions it changes |
 //! | [`log`] | an owner's half: the replicated single-writer log, its recovery and its repair |
@@ -29,4 +30,5 @@ pub mod member;
 pub mod meta;
 pub mod mutation;
 pub mod peer;
+pub mod tdp;
 pub mod time;

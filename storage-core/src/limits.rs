@@ -38,3 +38,20 @@ pub const READ_LEASE_MARGIN: Duration = Duration::from_millis(200);
 
 /// Largest volume: 64 TiB, in blocks.
 pub const VOLUME_BLOCKS_MAX: u64 = 1 << 34;
+
+/// Extents that one `Fence` names.
+pub const FENCE_EXTENTS_MAX: usize = 16_384;
+/// Header blocks in one answer to `Frames` (1 MiB).
+pub const FRAMES_HEADERS_MAX: usize = 256;
+/// Largest body of a TDP message: an answer to the largest `Fence`.
+pub const TDP_BODY_BYTES_MAX: usize = 512 * 1024;
+/// Largest payload of a TDP message: the largest frame.
+pub const TDP_PAYLOAD_BYTES_MAX: usize = FRAME_BLOCKS_MAX as usize * crate::ids::BLOCK_SIZE;
+/// Largest body before the handshake is done.
+pub const TDP_GREETING_BYTES_MAX: usize = 4096;
+/// Longest text in a TDP message; longer ones are cut.
+pub const TDP_TEXT_BYTES_MAX: usize = 512;
+/// What a TDP connection reads ahead.
+pub const TDP_STAGING_BYTES: usize = 128 * 1024;
+/// How much memory for heads and bodies a TDP connection takes at a time.
+pub const TDP_HEADS_BYTES: usize = 8 * 1024;
