@@ -1,0 +1,53 @@
+//! Torus's own programs, built.
+
+use anyhow::{Context, Result, bail};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// Builds `programs` of the workspace in `profile` and says where each is, in the order asked for.
+///
+/// Asked of cargo itself, so it is right wherever the target directory is, and never an old build.
+pub fn build<const N: usize>(profile: &str, programs: [&str; N]) -> Result<[PathBuf; N]> {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(["build", "--workspace", "--message-format=json-render-diagnostics", "--profile", profile]);
+    for program in programs {
+        cargo.args(["--bin", program]);
+    }
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let here = std::env::var_os("CARGO_MANIFEST_DIR").map_or(here.to_path_buf(), PathBuf::from);
+    let output = cargo.current_dir(here).stdin(Stdio::null()).stderr(Stdio::inherit()).output();
+    let output = output.context("cannot run cargo build")?;
+    if !output.status.success() {
+        bail!("cargo build of {} failed", programs.join(", "));
+    }
+    let built = String::from_utf8_lossy(&output.stdout);
+    let mut paths = Vec::new();
+    for program in programs {
+        let path = built.lines().find_map(|line| executable(line, program));
+        paths.push(path.with_context(|| format!("cargo built {program} but does not say where"))?);
+    }
+    paths.try_into().ok().context("cargo built something else")
+}
+
+/// The path in one of cargo's messages, if it is about the binary `program`.
+fn executable(line: &str, program: &str) -> Option<PathBuf> {
+    let message: serde_json::Value = serde_json::from_str(line).ok()?;
+    let is_it = message["target"]["name"] == program && message["target"]["kind"][0] == "bin";
+    is_it.then(|| message["executable"].as_str().map(PathBuf::from))?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_found_in_what_cargo_says() {
+        let line =
+            r#"{"reason":"compiler-artifact","target":{"kind":["bin"],"name":"torusctl"},"executable":"/t/torusctl"}"#;
+        assert_eq!(executable(line, "torusctl"), Some("/t/torusctl".into()));
+        assert_eq!(executable(line, "torus-agent"), None);
+        let library = r#"{"reason":"compiler-artifact","target":{"kind":["lib"],"name":"torusctl"},"executable":null}"#;
+        assert_eq!(executable(library, "torusctl"), None);
+        assert_eq!(executable("not json", "torusctl"), None);
+    }
+}

@@ -1,0 +1,15 @@
+//! Real processes for tests and benchmarks.
+//!
+//! What is here starts programs, waits for conditions, kills by process id, and measures. It knows nothing of Torus's
+//! insides: it sees what a person at a terminal would.
+//!
+//! Invariants:
+//! 1. Nothing outlives its handle: dropping a [`process::Process`] kills it and collects it.
+//! 2. A wait is for a condition, has a limit, and ends at once, with the end of its log, when the process it is for dies.
+//! 3. Processes are killed by the id of a child that has not been collected yet, so never by an id that is another's.
+
+pub mod binaries;
+pub mod ports;
+pub mod process;
+pub mod scratch;
+pub mod usage;
