@@ -29,6 +29,7 @@ pub mod limits;
 pub mod member;
 pub mod meta;
 pub mod mutation;
+pub mod nbd;
 pub mod peer;
 pub mod tdp;
 pub mod time;

@@ -55,3 +55,28 @@ pub const TDP_TEXT_BYTES_MAX: usize = 512;
 pub const TDP_STAGING_BYTES: usize = 128 * 1024;
 /// How much memory for heads and bodies a TDP connection takes at a time.
 pub const TDP_HEADS_BYTES: usize = 8 * 1024;
+/// Most bytes that one NBD READ or WRITE carries: what clients assume of a server that says nothing.
+pub const NBD_REQUEST_BYTES_MAX: u32 = 32 << 20;
+/// Most bytes of data with one NBD option. More is thrown away as it comes, and refused.
+pub const NBD_OPTION_BYTES_MAX: usize = 64 << 10;
+/// Longest string in the NBD protocol, names and messages alike: the specification's.
+pub const NBD_STRING_BYTES_MAX: usize = 4096;
+/// Options that an NBD client may send before it chooses an export.
+pub const NBD_OPTIONS_MAX: usize = 4096;
+/// Queries in one NBD option that lists or selects metadata contexts.
+pub const NBD_CONTEXT_QUERIES_MAX: usize = 256;
+/// Extents in one answer to NBD BLOCK_STATUS; a client asks again for the rest.
+pub const NBD_STATUS_EXTENTS_MAX: usize = 1 << 16;
+/// How long an NBD client may take to negotiate.
+pub const NBD_HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(30);
+/// NBD connections that one server keeps; more are closed as they come.
+pub const NBD_CONNECTIONS_MAX: usize = 128;
+/// Exports of one NBD server.
+pub const NBD_EXPORTS_MAX: usize = 1024;
+/// NBD requests of one connection that are under way. Beyond it the socket is not read.
+pub const NBD_IN_FLIGHT_REQUESTS_MAX: usize = 256;
+/// Payload bytes of one NBD connection that are under way, from the request's header to the reply's last byte. Beyond
+/// it the socket is not read; one request always fits.
+pub const NBD_IN_FLIGHT_BYTES_MAX: usize = 2 * NBD_REQUEST_BYTES_MAX as usize;
+/// What one NBD connection reads at once: many small requests in one system call.
+pub const NBD_RECEIVE_BYTES: usize = 256 << 10;
