@@ -1,1 +1,2 @@
 //! Disks: see the crate description.
+pub mod buffer;

@@ -1,0 +1,248 @@
+//! Finding, making, locking and measuring a disk: what is decided once, before the first I/O.
+//!
+//! 1. One process has a disk open. Files are locked (`flock`), block devices are claimed from the kernel (`O_EXCL`,
+//!    which also refuses a device that is mounted), and both end with the process, however it ends.
+//! 2. A disk is opened for direct I/O. A filesystem that refuses is an error that names the way out, and never a
+//!    quiet change of mode: [`DiskOptions::buffered`] is somebody's decision.
+//! 3. A new file is written with zeros from end to end before it is called a disk. Space that is only reserved costs a
+//!    journal commit at its first write, which made commits 20 times slower (`docs/benchmarks/disk-commit.md`).
+
+use crate::buffer::BufferPool;
+use rustix::fs::{AtFlags, FallocateFlags, FileType, FlockOperation, Mode, OFlags, StatxFlags};
+use rustix::io::Errno;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use torus_core::ids::{BLOCK_BYTES, BLOCK_SIZE};
+
+/// Smallest disk: below it no agent could hold a single extent.
+pub const DISK_BYTES_MIN: u64 = 16 << 20;
+/// Bytes of each write that fills a new file.
+const FILL_BYTES: usize = 1 << 20;
+/// `FALLOC_FL_WRITE_ZEROES` (Linux 6.17): allocate and zero by the device's own means.
+const WRITE_ZEROES: FallocateFlags = FallocateFlags::from_bits_retain(0x80);
+
+/// Who carries out the I/O.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Engine {
+    /// io_uring where the kernel allows it, else threads.
+    #[default]
+    Auto,
+    /// io_uring, or an error.
+    Uring,
+    /// Threads that block in `pwritev2` and `preadv`: for kernels and sandboxes that forbid io_uring.
+    Threads,
+}
+
+/// How a disk is opened.
+#[derive(Clone, Debug)]
+pub struct DiskOptions {
+    /// Go through the page cache instead of O_DIRECT. Every commit is synced all the same.
+    pub buffered: bool,
+    /// Who carries out the I/O.
+    pub engine: Engine,
+    /// Where read buffers come from; share it with whatever receives what will be written.
+    pub pool: BufferPool,
+}
+
+impl DiskOptions {
+    /// Direct I/O, the best engine, buffers from `pool`.
+    #[must_use]
+    pub fn new(pool: BufferPool) -> Self {
+        Self { buffered: false, engine: Engine::Auto, pool }
+    }
+}
+
+/// How a new disk file gets its space.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Fill {
+    /// Zeros everywhere, so that every write is an overwrite: takes as long as writing the whole disk once, unless the
+    /// device can zero by itself.
+    #[default]
+    Zeros,
+    /// Reserve only: instant, and the first write to every place is many times slower.
+    Reserve,
+}
+
+/// Why a disk cannot be opened or made.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Nothing there.
+    #[error("no disk at {path:?}: correct the path, or create the file first")]
+    Missing { path: PathBuf },
+    /// Something else there.
+    #[error("{path:?} is {kind}: a disk is a regular file or a block device")]
+    NotADisk { path: PathBuf, kind: &'static str },
+    /// Not enough room for anything.
+    #[error("disk {path:?} has {bytes} bytes: the smallest usable disk has {}", DISK_BYTES_MIN)]
+    TooSmall { path: PathBuf, bytes: u64 },
+    /// The device addresses larger blocks than the format does.
+    #[error("disk {path:?} has sectors of {sector_bytes} bytes: at most {} can be used", BLOCK_SIZE)]
+    SectorTooLarge { path: PathBuf, sector_bytes: u32 },
+    /// Permissions.
+    #[error("not allowed to open disk {path:?} for reading and writing: mend its owner or mode, or run as its owner")]
+    Denied { path: PathBuf, source: io::Error },
+    /// Someone has it.
+    #[error("disk {path:?} is in use by another process or mounted: stop that agent, or unmount it, and try again")]
+    InUse { path: PathBuf },
+    /// The filesystem has no direct I/O.
+    #[error("the filesystem of disk {path:?} refuses direct I/O: move the disk, or open it with buffered I/O")]
+    NoDirectIo { path: PathBuf },
+    /// A new file was asked for.
+    #[error("{path:?} exists already: nothing is overwritten; remove it first, or open it as it is")]
+    Exists { path: PathBuf },
+    /// The filesystem is full.
+    #[error("no room for a disk of {bytes} bytes at {path:?}: choose a smaller size or another filesystem")]
+    NoSpace { path: PathBuf, bytes: u64 },
+    /// Anything else.
+    #[error("cannot {doing} disk {path:?}")]
+    Io { path: PathBuf, doing: &'static str, source: io::Error },
+}
+
+/// An open, locked file or device, with what has to be known to do I/O on it.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub file: File,
+    pub path: PathBuf,
+    pub bytes: u64,
+    pub memory_align: usize,
+    pub notes: Vec<String>,
+}
+
+pub(crate) fn open(path: &Path, options: &DiskOptions) -> Result<Opened, OpenError> {
+    // Looked at before it is opened: opening a pipe would block, and opening some devices does something.
+    let seen = rustix::fs::stat(path).map_err(|e| classify(path, "look at", e))?;
+    let kind = file_kind(path, seen.st_mode)?;
+    let mut flags = OFlags::RDWR | OFlags::CLOEXEC;
+    if kind == FileType::BlockDevice {
+        flags |= OFlags::EXCL;
+    }
+    let mut notes = Vec::new();
+    if options.buffered {
+        notes.push(format!("disk {path:?} uses buffered I/O, as asked for: slower, and its data is cached twice"));
+    } else {
+        flags |= OFlags::DIRECT;
+    }
+    let file = match rustix::fs::open(path, flags, Mode::empty()) {
+        Ok(file) => File::from(file),
+        Err(Errno::INVAL) if !options.buffered => return Err(OpenError::NoDirectIo { path: path.into() }),
+        Err(error) => return Err(classify(path, "open", error)),
+    };
+    let opened = rustix::fs::fstat(&file).map_err(|e| classify(path, "look at", e))?;
+    let kind = file_kind(path, opened.st_mode)?;
+    lock(path, &file)?;
+    let bytes = match kind {
+        FileType::BlockDevice => {
+            let sector_bytes = rustix::fs::ioctl_blksszget(&file).map_err(|e| classify(path, "ask the size of", e))?;
+            if sector_bytes as usize > BLOCK_SIZE {
+                return Err(OpenError::SectorTooLarge { path: path.into(), sector_bytes });
+            }
+            rustix::fs::seek(&file, rustix::fs::SeekFrom::End(0)).map_err(|e| classify(path, "ask the size of", e))?
+        }
+        _ => opened.st_size.unsigned_abs(),
+    };
+    let bytes = bytes / BLOCK_BYTES * BLOCK_BYTES;
+    if bytes < DISK_BYTES_MIN {
+        return Err(OpenError::TooSmall { path: path.into(), bytes });
+    }
+    let memory_align = if options.buffered { 1 } else { memory_align(&file) };
+    Ok(Opened { file, path: path.into(), bytes, memory_align, notes })
+}
+
+fn lock(path: &Path, file: &File) -> Result<(), OpenError> {
+    rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive).map_err(|e| classify(path, "lock", e))
+}
+
+/// The alignment that direct I/O needs of memory, where the kernel says it; ours where not.
+fn memory_align(file: &File) -> usize {
+    match rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN) {
+        Ok(known) if known.stx_mask & StatxFlags::DIOALIGN.bits() != 0 && known.stx_dio_mem_align.is_power_of_two() => {
+            (known.stx_dio_mem_align as usize).min(BLOCK_SIZE)
+        }
+        _ => BLOCK_SIZE,
+    }
+}
+
+fn file_kind(path: &Path, mode: u32) -> Result<FileType, OpenError> {
+    let kind = match FileType::from_raw_mode(mode) {
+        kind @ (FileType::RegularFile | FileType::BlockDevice) => return Ok(kind),
+        FileType::Directory => "a directory",
+        FileType::CharacterDevice => "a character device",
+        FileType::Fifo => "a pipe",
+        FileType::Socket => "a socket",
+        _ => "neither",
+    };
+    Err(OpenError::NotADisk { path: path.into(), kind })
+}
+
+fn classify(path: &Path, doing: &'static str, error: Errno) -> OpenError {
+    let path = path.to_path_buf();
+    match error {
+        Errno::NOENT | Errno::NOTDIR | Errno::NXIO | Errno::NODEV => OpenError::Missing { path },
+        Errno::ACCESS | Errno::PERM | Errno::ROFS => OpenError::Denied { path, source: error.into() },
+        Errno::BUSY | Errno::WOULDBLOCK => OpenError::InUse { path },
+        Errno::EXIST => OpenError::Exists { path },
+        _ => OpenError::Io { path, doing, source: error.into() },
+    }
+}
+
+/// Makes the file `path`, of `bytes` bytes rounded down to whole blocks, and syncs it and its name. `progress` is told
+/// the bytes done so far. A file that cannot be finished is removed again.
+///
+/// # Errors
+/// [`OpenError::Exists`] for anything at `path`, [`OpenError::NoSpace`], [`OpenError::TooSmall`], and the rest.
+pub fn create(path: &Path, bytes: u64, fill: Fill, progress: &mut dyn FnMut(u64)) -> Result<(), OpenError> {
+    let bytes = bytes / BLOCK_BYTES * BLOCK_BYTES;
+    if bytes < DISK_BYTES_MIN {
+        return Err(OpenError::TooSmall { path: path.into(), bytes });
+    }
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let file = rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR).map_err(|e| classify(path, "create", e))?;
+    let file = File::from(file);
+    lock(path, &file)?;
+    let made = allocate(path, &file, bytes, fill, progress).and_then(|()| sync_name(path));
+    if made.is_err() {
+        // Best effort: the first error is the one worth telling.
+        let _ = rustix::fs::unlink(path);
+    }
+    made
+}
+
+fn allocate(
+    path: &Path,
+    file: &File,
+    bytes: u64,
+    fill: Fill,
+    progress: &mut dyn FnMut(u64),
+) -> Result<(), OpenError> {
+    let full = |error: io::Error, doing| match Errno::from_io_error(&error) {
+        Some(Errno::NOSPC | Errno::DQUOT | Errno::FBIG) => OpenError::NoSpace { path: path.into(), bytes },
+        _ => OpenError::Io { path: path.into(), doing, source: error },
+    };
+    // Space first, all of it: a disk that does not fit is refused at once, and not after an hour of zeros.
+    rustix::fs::fallocate(file, FallocateFlags::empty(), 0, bytes).map_err(|e| full(e.into(), "reserve space for"))?;
+    if fill == Fill::Zeros && rustix::fs::fallocate(file, WRITE_ZEROES, 0, bytes).is_err() {
+        let zeros = BufferPool::new(0).take(FILL_BYTES);
+        // Around the page cache where that is possible; where it is not, the sync below does the same work.
+        let direct = rustix::fs::fcntl_getfl(file).and_then(|now| rustix::fs::fcntl_setfl(file, now | OFlags::DIRECT));
+        drop(direct);
+        let mut done = 0;
+        while done < bytes {
+            let part = FILL_BYTES.min((bytes - done) as usize);
+            file.write_all_at(&zeros[..part], done).map_err(|e| full(e, "fill"))?;
+            done += part as u64;
+            progress(done);
+        }
+    }
+    file.sync_all().map_err(|e| full(e, "sync"))?;
+    progress(bytes);
+    Ok(())
+}
+
+/// Makes a new file's name durable.
+fn sync_name(path: &Path) -> Result<(), OpenError> {
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let synced = File::open(parent).and_then(|dir| dir.sync_all());
+    synced.map_err(|source| OpenError::Io { path: path.into(), doing: "sync the directory of", source })
+}
