@@ -46,7 +46,7 @@ struct Shared {
 #[derive(Default)]
 struct Idle {
     bytes: usize,
-    classes: [Vec<Box<[Block]>>; CLASSES.len()],
+    classes: [Vec<Vec<Block>>; CLASSES.len()],
 }
 
 impl Shared {
@@ -79,7 +79,7 @@ impl BufferPool {
         });
         let memory = kept.unwrap_or_else(|| {
             let blocks = class.map_or(want, |class| CLASSES[class]);
-            <[Block]>::new_box_zeroed_with_elems(blocks).expect("memory for a buffer: the allocator aborts without")
+            Block::new_vec_zeroed(blocks).expect("memory for a buffer: the allocator aborts without")
         });
         self.shared.in_use_bytes.fetch_add(memory.len() * BLOCK_SIZE, Ordering::Relaxed);
         AlignedBuf { memory, len, home: Arc::clone(&self.shared) }
@@ -107,7 +107,8 @@ impl fmt::Debug for BufferPool {
 
 /// A buffer that begins at a 4 KiB boundary and goes back to its pool when dropped.
 pub struct AlignedBuf {
-    memory: Box<[Block]>,
+    /// Never grows or shrinks.
+    memory: Vec<Block>,
     len: usize,
     home: Arc<Shared>,
 }

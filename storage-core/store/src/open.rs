@@ -4,7 +4,10 @@
 //!    which also refuses a device that is mounted), and both end with the process, however it ends.
 //! 2. A disk is opened for direct I/O. A filesystem that refuses is an error that names the way out, and never a
 //!    quiet change of mode: [`DiskOptions::buffered`] is somebody's decision.
-//! 3. A new file is written with zeros from end to end before it is called a disk. Space that is only reserved costs a
+//! 3. What an earlier process wrote is synced before it is read for the first time. A process that was killed may
+//!    have left valid frames in a device's cache; from here on they are as durable as they look, and each commit has
+//!    only its own writes to care for.
+//! 4. A new file is written with zeros from end to end before it is called a disk. Space that is only reserved costs a
 //!    journal commit at its first write, which made commits 20 times slower (`docs/benchmarks/disk-commit.md`).
 
 use crate::buffer::BufferPool;
@@ -67,6 +70,7 @@ pub enum Fill {
 
 /// Why a disk cannot be opened or made.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the fields of an error are described by its own line; `path` is the disk's")]
 pub enum OpenError {
     /// Nothing there.
     #[error("no disk at {path:?}: correct the path, or create the file first")]
@@ -102,15 +106,18 @@ pub enum OpenError {
 
 /// An open, locked file or device, with what has to be known to do I/O on it.
 #[derive(Debug)]
-pub(crate) struct Opened {
+pub(crate) struct Target {
     pub file: File,
     pub path: PathBuf,
+    /// Usable size: whole blocks.
     pub bytes: u64,
+    /// What the address of memory must be a multiple of.
     pub memory_align: usize,
-    pub notes: Vec<String>,
+    pub pool: BufferPool,
 }
 
-pub(crate) fn open(path: &Path, options: &DiskOptions) -> Result<Opened, OpenError> {
+/// Opens and locks `path`, and makes durable what an earlier process may have left in caches.
+pub(crate) fn open(path: &Path, options: &DiskOptions) -> Result<Target, OpenError> {
     // Looked at before it is opened: opening a pipe would block, and opening some devices does something.
     let seen = rustix::fs::stat(path).map_err(|e| classify(path, "look at", e))?;
     let kind = file_kind(path, seen.st_mode)?;
@@ -118,10 +125,7 @@ pub(crate) fn open(path: &Path, options: &DiskOptions) -> Result<Opened, OpenErr
     if kind == FileType::BlockDevice {
         flags |= OFlags::EXCL;
     }
-    let mut notes = Vec::new();
-    if options.buffered {
-        notes.push(format!("disk {path:?} uses buffered I/O, as asked for: slower, and its data is cached twice"));
-    } else {
+    if !options.buffered {
         flags |= OFlags::DIRECT;
     }
     let file = match rustix::fs::open(path, flags, Mode::empty()) {
@@ -147,7 +151,8 @@ pub(crate) fn open(path: &Path, options: &DiskOptions) -> Result<Opened, OpenErr
         return Err(OpenError::TooSmall { path: path.into(), bytes });
     }
     let memory_align = if options.buffered { 1 } else { memory_align(&file) };
-    Ok(Opened { file, path: path.into(), bytes, memory_align, notes })
+    rustix::fs::fdatasync(&file).map_err(|e| classify(path, "sync", e))?;
+    Ok(Target { file, path: path.into(), bytes, memory_align, pool: options.pool.clone() })
 }
 
 fn lock(path: &Path, file: &File) -> Result<(), OpenError> {
@@ -209,13 +214,7 @@ pub fn create(path: &Path, bytes: u64, fill: Fill, progress: &mut dyn FnMut(u64)
     made
 }
 
-fn allocate(
-    path: &Path,
-    file: &File,
-    bytes: u64,
-    fill: Fill,
-    progress: &mut dyn FnMut(u64),
-) -> Result<(), OpenError> {
+fn allocate(path: &Path, file: &File, bytes: u64, fill: Fill, progress: &mut dyn FnMut(u64)) -> Result<(), OpenError> {
     let full = |error: io::Error, doing| match Errno::from_io_error(&error) {
         Some(Errno::NOSPC | Errno::DQUOT | Errno::FBIG) => OpenError::NoSpace { path: path.into(), bytes },
         _ => OpenError::Io { path: path.into(), doing, source: error },
@@ -225,8 +224,7 @@ fn allocate(
     if fill == Fill::Zeros && rustix::fs::fallocate(file, WRITE_ZEROES, 0, bytes).is_err() {
         let zeros = BufferPool::new(0).take(FILL_BYTES);
         // Around the page cache where that is possible; where it is not, the sync below does the same work.
-        let direct = rustix::fs::fcntl_getfl(file).and_then(|now| rustix::fs::fcntl_setfl(file, now | OFlags::DIRECT));
-        drop(direct);
+        let _ = rustix::fs::fcntl_getfl(file).and_then(|now| rustix::fs::fcntl_setfl(file, now | OFlags::DIRECT));
         let mut done = 0;
         while done < bytes {
             let part = FILL_BYTES.min((bytes - done) as usize);

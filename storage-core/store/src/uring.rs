@@ -1,0 +1,323 @@
+//! Disk operations by io_uring: the thread that serves the sockets also serves the disk, with no hop between threads.
+//!
+//! A commit of one segment is a single write with `RWF_DSYNC`: the kernel writes, flushes, and reports once. A commit
+//! of several is all writes at once and, when the last has succeeded, one `fdatasync`. Both were chosen by measurement
+//! (`docs/benchmarks/disk-commit.md`), as was the absence of task-run flags, which would tie a ring to one thread.
+//!
+//! Everything the kernel is asked for is a [`Key`]: an operation and one part of it. Keys wait in `waiting`; the first
+//! `queued` of them lie in the submission queue; the kernel has `in_flight` more.
+//!
+//! 1. Memory that a key names lives in `ops` until the completion of that key has been seen. Nothing is removed from
+//!    `ops` earlier, and a ring is not dropped before all of it is seen.
+//! 2. At most [`ENTRIES`] keys are in the kernel, so completions cannot overflow.
+//! 3. An operation is reported exactly once, and a commit is a success only if every write was complete and the
+//!    `fdatasync`, issued after the last of them, or each write's own `RWF_DSYNC`, succeeded. Nothing is retried.
+
+use crate::buffer::AlignedBuf;
+use crate::errors::{failed, short};
+use crate::gather::Segment;
+use crate::open::Target;
+use crate::signal::Signal;
+use io_uring::{IoUring, Probe, opcode, squeue, types};
+use rustix::io::Errno;
+use slab::Slab;
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Arc;
+use std::time::Duration;
+use torus_core::member::{DiskError, DiskEvent};
+
+/// Parts of operations that the kernel may have at a time.
+const ENTRIES: u32 = 256;
+/// How often, and how long apart, a kernel without memory is asked again when no completion will tell when to.
+const AGAIN: (u32, Duration) = (100, Duration::from_micros(100));
+
+/// One part of one operation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Key {
+    op: u32,
+    part: u32,
+}
+
+impl Key {
+    /// The part of a commit that is not a segment.
+    const SYNC: u32 = u32::MAX;
+
+    fn new(op: usize, part: usize) -> Self {
+        let narrow = |n: usize| u32::try_from(n).expect("fewer than 2^32 operations, of fewer parts, fit in memory");
+        Self { op: narrow(op), part: narrow(part) }
+    }
+
+    fn user_data(self) -> u64 {
+        u64::from(self.op) << 32 | u64::from(self.part)
+    }
+
+    fn from_user_data(data: u64) -> Self {
+        Self { op: (data >> 32) as u32, part: data as u32 }
+    }
+}
+
+#[derive(Debug)]
+enum Op {
+    Commit(Commit),
+    Read { id: u64, offset: u64, buffer: AlignedBuf },
+}
+
+#[derive(Debug)]
+struct Commit {
+    id: u64,
+    segments: Vec<Segment>,
+    iovecs: Vec<Iovecs>,
+    /// Parts on their way.
+    left: usize,
+    /// An `fdatasync` is still owed.
+    sync_due: bool,
+    /// The first failure.
+    error: Option<DiskError>,
+}
+
+/// A segment's pieces as the kernel wants them.
+#[derive(Debug)]
+struct Iovecs(Vec<libc::iovec>);
+
+// SAFETY: the pointers are only ever handed to the kernel, and what they point to belongs to the `Bytes` of the segment
+// that lies beside this in `Commit` and moves with it; `Bytes` may be sent.
+#[allow(unsafe_code)]
+unsafe impl Send for Iovecs {}
+
+impl Iovecs {
+    fn new(segment: &Segment) -> Self {
+        let iovec =
+            |piece: &bytes::Bytes| libc::iovec { iov_base: piece.as_ptr().cast_mut().cast(), iov_len: piece.len() };
+        Self(segment.pieces.iter().map(iovec).collect())
+    }
+}
+
+/// The ring of one disk.
+pub(crate) struct Uring {
+    ring: IoUring,
+    target: Arc<Target>,
+    signal: Arc<Signal>,
+    ops: Slab<Op>,
+    waiting: VecDeque<Key>,
+    queued: usize,
+    in_flight: usize,
+    ready: Vec<DiskEvent>,
+    /// The kernel takes nothing more, for this reason. What it has taken it still completes.
+    broken: Option<Errno>,
+}
+
+impl Uring {
+    /// Sets a ring up.
+    ///
+    /// # Errors
+    /// Where the kernel is too old or forbids it.
+    pub fn start(target: Arc<Target>, signal: Arc<Signal>) -> io::Result<Self> {
+        let ring = IoUring::new(ENTRIES)?;
+        let mut probe = Probe::new();
+        ring.submitter().register_probe(&mut probe)?;
+        let needed = [opcode::Writev::CODE, opcode::Read::CODE, opcode::Fsync::CODE];
+        if !needed.iter().all(|&code| probe.is_supported(code)) || !ring.params().is_feature_submit_stable() {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        ring.submitter().register_eventfd(signal.as_fd().as_raw_fd())?;
+        Ok(Self {
+            ring,
+            target,
+            signal,
+            ops: Slab::new(),
+            waiting: VecDeque::new(),
+            queued: 0,
+            in_flight: 0,
+            ready: Vec::new(),
+            broken: None,
+        })
+    }
+
+    pub fn commit(&mut self, id: u64, segments: Vec<Segment>) {
+        let iovecs = segments.iter().map(Iovecs::new).collect();
+        let (parts, sync_due) = (segments.len(), segments.len() != 1);
+        let commit = Commit { id, segments, iovecs, left: parts, sync_due, error: None };
+        let op = self.ops.insert(Op::Commit(commit));
+        self.waiting.extend((0..parts).map(|part| Key::new(op, part)));
+        if parts == 0 {
+            self.advance(op);
+        }
+    }
+
+    pub fn read(&mut self, id: u64, offset: u64, buffer: AlignedBuf) {
+        let op = self.ops.insert(Op::Read { id, offset, buffer });
+        self.waiting.push_back(Key::new(op, 0));
+    }
+
+    pub fn outstanding(&self) -> usize {
+        self.ops.len() + self.ready.len()
+    }
+
+    pub fn completions(&mut self, out: &mut Vec<DiskEvent>) {
+        self.reap();
+        // A finished write may have made its sync due, or room for what waited.
+        self.flush();
+        out.append(&mut self.ready);
+    }
+
+    /// Hands what waits to the kernel, as much as there is room for.
+    pub fn flush(&mut self) {
+        let mut tries = 0;
+        while self.broken.is_none() {
+            self.push();
+            if self.queued == 0 {
+                return;
+            }
+            match self.ring.submit() {
+                Ok(taken) if taken > 0 => {
+                    self.waiting.drain(..taken);
+                    self.queued -= taken;
+                    self.in_flight += taken;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // Out of memory or of room: the next completion tries again.
+                Ok(_) | Err(_) if self.in_flight > 0 => return,
+                Ok(_) | Err(_) if tries < AGAIN.0 => {
+                    tries += 1;
+                    std::thread::sleep(AGAIN.1);
+                }
+                Ok(_) => self.broken = Some(Errno::AGAIN),
+                Err(error) => self.broken = Some(Errno::from_io_error(&error).unwrap_or(Errno::IO)),
+            }
+        }
+        self.refuse_waiting();
+    }
+
+    /// Moves keys into the submission queue while there is room in it and in the kernel.
+    #[allow(unsafe_code)]
+    fn push(&mut self) {
+        while self.queued < self.waiting.len() && self.in_flight + self.queued < ENTRIES as usize {
+            let entry = self.entry(self.waiting[self.queued]);
+            // SAFETY: the file descriptor and all memory that the entry names (iovecs, the pieces they point to, the
+            // read buffer) belong to `self`: the memory to the key's operation in `ops`, on the heap, where growing
+            // `ops` does not move it. By rule 1 it stays there, unshared where the kernel writes to it, until this
+            // entry's completion has been seen; `drop` waits for that too.
+            let pushed = unsafe { self.ring.submission().push(&entry) };
+            if pushed.is_err() {
+                return;
+            }
+            self.queued += 1;
+        }
+    }
+
+    /// What `key` asks of the kernel.
+    fn entry(&mut self, key: Key) -> squeue::Entry {
+        let fd = types::Fd(self.target.file.as_raw_fd());
+        let entry = match &mut self.ops[key.op as usize] {
+            Op::Read { offset, buffer, .. } => {
+                opcode::Read::new(fd, buffer.as_mut_ptr(), buffer.len() as u32).offset(*offset).build()
+            }
+            Op::Commit(_) if key.part == Key::SYNC => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
+            Op::Commit(commit) => {
+                let (segment, iovecs) = (&commit.segments[key.part as usize], &commit.iovecs[key.part as usize].0);
+                let flags = if commit.sync_due { 0 } else { libc::RWF_DSYNC };
+                opcode::Writev::new(fd, iovecs.as_ptr(), iovecs.len() as u32)
+                    .offset(segment.offset)
+                    .rw_flags(flags)
+                    .build()
+            }
+        };
+        entry.user_data(key.user_data())
+    }
+
+    /// Takes in what the kernel has finished.
+    fn reap(&mut self) {
+        loop {
+            let next = self.ring.completion().next();
+            let Some(entry) = next else { return };
+            self.in_flight -= 1;
+            let result = match entry.result() {
+                done @ 0.. => Ok(done as usize),
+                error => Err(Errno::from_raw_os_error(-error)),
+            };
+            self.finish(Key::from_user_data(entry.user_data()), result);
+        }
+    }
+
+    /// One part of an operation has ended.
+    fn finish(&mut self, key: Key, result: Result<usize, Errno>) {
+        let op = key.op as usize;
+        let path = &self.target.path;
+        if let Op::Commit(commit) = &mut self.ops[op] {
+            let segment = commit.segments.get(key.part as usize);
+            let error = match (segment, result) {
+                (Some(s), Ok(done)) => (done != s.len).then(|| short("write", path, s.offset, done, s.len)),
+                (Some(s), Err(error)) => Some(failed("write", path, Some(s.offset), error)),
+                (None, result) => result.err().map(|error| failed("sync", path, None, error)),
+            };
+            commit.error = commit.error.take().or(error);
+            commit.left -= 1;
+            self.advance(op);
+        } else if let Op::Read { id, offset, buffer } = self.ops.remove(op) {
+            let result = match result {
+                Ok(done) if done == buffer.len() => Ok(buffer.freeze()),
+                Ok(done) => Err(short("read", path, offset, done, buffer.len())),
+                Err(error) => Err(failed("read", path, Some(offset), error)),
+            };
+            self.ready.push(DiskEvent::Read { id, result });
+        }
+    }
+
+    /// What is next for a commit: wait, sync, or be reported.
+    fn advance(&mut self, op: usize) {
+        let Op::Commit(commit) = &mut self.ops[op] else { return };
+        if commit.left > 0 {
+            return;
+        }
+        if commit.sync_due && commit.error.is_none() {
+            commit.sync_due = false;
+            commit.left = 1;
+            self.waiting.push_back(Key { part: Key::SYNC, ..Key::new(op, 0) });
+        } else {
+            let result = commit.error.take().map_or(Ok(()), Err);
+            let id = commit.id;
+            self.ops.remove(op);
+            self.ready.push(DiskEvent::Committed { id, result });
+        }
+    }
+
+    /// The ring is broken: nothing that waits will ever be taken. Its submission queue is never looked at again.
+    fn refuse_waiting(&mut self) {
+        let Some(error) = self.broken else { return };
+        self.queued = 0;
+        while let Some(key) = self.waiting.pop_front() {
+            self.finish(key, Err(error));
+        }
+        self.signal.raise();
+    }
+}
+
+impl Drop for Uring {
+    /// Waits for what the kernel still has: it would write to memory that is not ours any more.
+    fn drop(&mut self) {
+        self.waiting.clear();
+        self.queued = 0;
+        self.broken = self.broken.or(Some(Errno::CANCELED));
+        while self.in_flight > 0 {
+            self.signal.lower();
+            self.reap();
+            self.waiting.clear();
+            if self.in_flight > 0 && self.signal.wait().is_err() {
+                // Better lost than written to after it was given to someone else.
+                std::mem::forget(std::mem::take(&mut self.ops));
+                return;
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Uring {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Uring")
+            .field("ops", &self.ops.len())
+            .field("in_flight", &self.in_flight)
+            .finish_non_exhaustive()
+    }
+}
