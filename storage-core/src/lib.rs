@@ -23,6 +23,7 @@
 //! `log` and everything below it carry records of a kind they do not look into; what makes a volume a *block* volume
 //! is in `block` alone.
 
+pub mod block;
 pub mod format;
 pub mod ids;
 pub mod limits;
