@@ -80,3 +80,20 @@ pub const NBD_IN_FLIGHT_REQUESTS_MAX: usize = 256;
 pub const NBD_IN_FLIGHT_BYTES_MAX: usize = 2 * NBD_REQUEST_BYTES_MAX as usize;
 /// What one NBD connection reads at once: many small requests in one system call.
 pub const NBD_RECEIVE_BYTES: usize = 256 << 10;
+
+/// Conditions, and writes, in one metadata transaction. (etcd's own default is 128.)
+pub const META_TXN_OPS_MAX: usize = 100;
+/// Bytes of keys and values in one metadata transaction. (etcd's default is 1.5 MiB for the encoded request.)
+pub const META_TXN_BYTES_MAX: usize = 1_310_720;
+/// Keys that one page of a list asks etcd for.
+pub const META_LIST_PAGE_KEYS: i64 = 512;
+/// Bytes of one answer that is taken from etcd: a page of a list, a batch of a watch.
+pub const META_ANSWER_BYTES_MAX: usize = 16 << 20;
+/// Events that wait for the reader of one watch.
+pub const META_WATCH_EVENTS_MAX: usize = 256;
+/// Requests that wait for the embedded store, and the most that share one commit.
+pub const META_REQUESTS_MAX: usize = 256;
+/// Revisions that the embedded store keeps for watches that begin in the past.
+pub const META_HISTORY_REVISIONS_MAX: usize = 4096;
+/// Bytes of keys and values in that history.
+pub const META_HISTORY_BYTES_MAX: usize = 8 << 20;

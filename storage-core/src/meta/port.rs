@@ -1,7 +1,9 @@
 //! The metadata store as its users see it.
 
+use crate::limits::{META_TXN_BYTES_MAX, META_TXN_OPS_MAX};
 use core::future::Future;
 use core::pin::Pin;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// A future that can be held behind a pointer.
@@ -33,7 +35,7 @@ pub enum Compare {
     Absent(String),
     /// The key exists.
     Present(String),
-    /// The key was last written at exactly this revision.
+    /// The key was last written at exactly this revision; with `Revision(0)`, it does not exist.
     Unchanged(String, Revision),
     /// The key exists and holds exactly these bytes.
     Holds(String, Vec<u8>),
@@ -55,13 +57,75 @@ pub enum Write {
     Delete(String),
 }
 
-/// All of `then`, at once, if all of `when` holds. At most 100 of each.
+/// All of `then`, at once, if all of `when` holds. Bounded as [`Txn::check`] says.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Txn {
     /// The conditions.
     pub when: Vec<Compare>,
     /// The writes.
     pub then: Vec<Write>,
+}
+
+impl Compare {
+    /// The key that the condition is about.
+    #[must_use]
+    pub fn key(&self) -> &str {
+        match self {
+            Self::Absent(key) | Self::Present(key) | Self::Unchanged(key, _) | Self::Holds(key, _) => key,
+        }
+    }
+}
+
+impl Write {
+    /// The key that is written.
+    #[must_use]
+    pub fn key(&self) -> &str {
+        match self {
+            Self::Put { key, .. } | Self::Delete(key) => key,
+        }
+    }
+}
+
+impl Txn {
+    /// Refuses what no store takes, so that all of them refuse the same: more than [`META_TXN_OPS_MAX`] conditions or
+    /// writes, more than [`META_TXN_BYTES_MAX`] of keys and values, one key written twice, an empty key. Every store
+    /// calls this first.
+    ///
+    /// # Errors
+    /// [`MetaError::Refused`], saying which of these it is.
+    pub fn check(&self) -> Result<(), MetaError> {
+        for (what, count) in [("conditions", self.when.len()), ("writes", self.then.len())] {
+            if count > META_TXN_OPS_MAX {
+                let text = format!("a transaction of {count} {what} is too large: at most {META_TXN_OPS_MAX}");
+                return Err(MetaError::Refused(text));
+            }
+        }
+        let mut bytes = 0;
+        for condition in &self.when {
+            bytes += condition.key().len();
+            if let Compare::Holds(_, value) = condition {
+                bytes += value.len();
+            }
+        }
+        let mut written = BTreeSet::new();
+        for write in &self.then {
+            bytes += write.key().len();
+            if let Write::Put { value, .. } = write {
+                bytes += value.len();
+            }
+            if !written.insert(write.key()) {
+                return Err(MetaError::Refused(format!("a transaction writes the key {:?} twice", write.key())));
+            }
+        }
+        if bytes > META_TXN_BYTES_MAX {
+            let text = format!("a transaction of {bytes} bytes is too large: at most {META_TXN_BYTES_MAX}");
+            return Err(MetaError::Refused(text));
+        }
+        if self.when.iter().map(Compare::key).chain(self.then.iter().map(Write::key)).any(str::is_empty) {
+            return Err(MetaError::Refused("a transaction names an empty key".into()));
+        }
+        Ok(())
+    }
 }
 
 /// One request to the store.
@@ -88,7 +152,7 @@ pub enum MetaReply {
     Conflict,
 }
 
-/// Why there is no answer.
+/// Why there is no answer. The text names the store and, where a person can help, says how.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum MetaError {
     /// No answer in time, or the connection broke: a write may have happened, or may yet.
@@ -111,15 +175,17 @@ pub enum Change {
 /// What a watch brings.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum WatchEvent {
-    /// Changes of one revision, in order.
+    /// All changes of one revision under the prefix. Each revision comes once, in order, with none left out.
     Changes(Vec<Change>, Revision),
-    /// Changes were lost (compaction, or a connection gone for long): list again, then watch from there.
+    /// Changes were lost (compaction, or a reader too slow): list again, then watch from there. The last event of its
+    /// watch.
     Lost,
 }
 
 /// A running watch.
 pub trait Watch: Send {
-    /// The next event; `None` when the store was closed. Cancel safe.
+    /// The next event; `None` when the store was closed, or after [`WatchEvent::Lost`]. Cancel safe. Bridges broken
+    /// connections by itself for as long as it takes.
     fn next(&mut self) -> BoxFuture<'_, Option<WatchEvent>>;
 }
 
@@ -129,10 +195,13 @@ pub trait MetadataStore: Send + Sync {
     /// whose outcome is unknown.
     fn execute(&self, op: MetaOp) -> BoxFuture<'_, Result<MetaReply, MetaError>>;
 
-    /// Watches all keys with `prefix` from `from` on.
+    /// Watches all keys with `prefix`: every change at `from` or later, those of the past included. From
+    /// `Revision(0)`: what changes from now on. From beyond the next revision: [`WatchEvent::Lost`], as the store must
+    /// have been put back to an earlier state.
     fn watch(&self, prefix: String, from: Revision) -> BoxFuture<'_, Result<Box<dyn Watch>, MetaError>>;
 
-    /// A new lease that runs out `ttl` after the last [`MetadataStore::keep_alive`]. Whole seconds, at least 1.
+    /// A new lease that runs out `ttl` after the last [`MetadataStore::keep_alive`]. Rounded up to whole seconds, at
+    /// least 1; etcd may make a short one longer (2 s with its default election timeout).
     fn grant(&self, ttl: Duration) -> BoxFuture<'_, Result<LeaseId, MetaError>>;
 
     /// Keeps a lease for another term; `Ok(false)`: it is gone, with its keys.

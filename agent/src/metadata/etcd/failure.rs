@@ -1,0 +1,138 @@
+//! What an error from etcd means: positively not done, or possibly done.
+//!
+//! Only etcd's own words count as a "no": a status whose text etcd wrote, or a connection that was never made. Any other
+//! end of a request (a reset, a timeout, a proxy's opinion, an answer that cannot be decoded) may have come after etcd
+//! carried it out, and is `Unknown`.
+
+use etcd_client::Error;
+use std::error::Error as _;
+use tonic::{Code, ConnectError, Status};
+
+/// How one attempt at one endpoint failed. The text is the reason alone; the caller adds the endpoint.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// No connection was made, so nothing was sent.
+    Unreachable(String),
+    /// etcd says that it cannot begin anything now: no leader, or too busy.
+    NotNow(String),
+    /// It may have happened, or may yet.
+    Unknown(String),
+    /// What answers is not an etcd.
+    Foreign(String),
+    /// etcd says that it did not do it and why.
+    Refused(String),
+    /// The same, because the lease is gone.
+    LeaseGone,
+    /// A watch is to begin after this revision, which is the newest there is: etcd was put back to an earlier state.
+    Rewound(i64),
+}
+
+pub(super) fn classify(error: &Error) -> Failure {
+    match error {
+        Error::GRpcStatus(status) => classify_status(status),
+        Error::InvalidArgs(_) | Error::InvalidUri(_) | Error::InvalidMetadataValue(_) => {
+            Failure::Refused(error.to_string())
+        }
+        Error::TransportError(e) => Failure::Unreachable(root_cause(e)),
+        other => Failure::Unknown(other.to_string()),
+    }
+}
+
+fn classify_status(status: &Status) -> Failure {
+    if never_connected(status) {
+        return Failure::Unreachable(connect_advice(&root_cause(status)));
+    }
+    let text = status.message();
+    if let Some(words) = text.strip_prefix("etcdserver: ") {
+        return classify_words(status.code(), words);
+    }
+    // The server's gRPC layer refuses what is larger than etcd's limit before etcd sees it.
+    if status.code() == Code::ResourceExhausted && text.starts_with("grpc: received message larger than max") {
+        return Failure::Refused("the request is larger than its --max-request-bytes".into());
+    }
+    if is_foreign(status) {
+        return Failure::Foreign(text.into());
+    }
+    Failure::Unknown(if text.is_empty() { root_cause(status) } else { text.into() })
+}
+
+fn classify_words(code: Code, words: &str) -> Failure {
+    match (code, words) {
+        // Said before the request is handled.
+        (Code::Unavailable, "no leader") => Failure::NotNow("it has no leader".into()),
+        (Code::ResourceExhausted, "too many requests") => Failure::NotNow("it is too busy".into()),
+        (Code::ResourceExhausted, "mvcc: database space exceeded") => Failure::Refused(
+            "no space: its database has reached its quota. Compact and defragment it, then `etcdctl alarm disarm`, or \
+             raise --quota-backend-bytes"
+                .into(),
+        ),
+        (Code::PermissionDenied, _) => Failure::Refused(
+            "permission denied: grant the user read and write on Torus's prefix (etcdctl role grant-permission)".into(),
+        ),
+        (Code::InvalidArgument, "user name is empty") => {
+            Failure::Refused("it wants a user: pass --etcd-user and a password".into())
+        }
+        (Code::InvalidArgument, "authentication failed, invalid user ID or password") => {
+            Failure::Refused("it does not accept the user or the password: check --etcd-user and the password".into())
+        }
+        (Code::FailedPrecondition, "authentication is not enabled") => {
+            Failure::Refused("it has no authentication enabled, and a user was given: leave --etcd-user out".into())
+        }
+        (Code::NotFound, "requested lease not found") => Failure::LeaseGone,
+        (
+            Code::InvalidArgument
+            | Code::NotFound
+            | Code::FailedPrecondition
+            | Code::Unauthenticated
+            | Code::ResourceExhausted
+            | Code::OutOfRange
+            | Code::Unimplemented
+            | Code::DataLoss,
+            _,
+        ) => Failure::Refused(words.into()),
+        _ => Failure::Unknown(words.into()),
+    }
+}
+
+/// Whether the error is that no connection could be made.
+fn never_connected(status: &Status) -> bool {
+    let mut source = status.source();
+    while let Some(error) = source {
+        if error.is::<ConnectError>() {
+            return true;
+        }
+        source = error.source();
+    }
+    false
+}
+
+/// An answer that no etcd gives: no gRPC, or no such service.
+fn is_foreign(status: &Status) -> bool {
+    let text = status.message();
+    status.code() == Code::Unimplemented
+        || text.contains("grpc-status header missing")
+        || (text.contains("h2 protocol error") || text.contains("http2 error"))
+            && root_cause(status).contains("frame with invalid size")
+}
+
+/// The innermost error's text: tonic's outer ones say "transport error".
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut last = error;
+    while let Some(source) = last.source() {
+        last = source;
+    }
+    last.to_string()
+}
+
+fn connect_advice(cause: &str) -> String {
+    // rustls names the reasons so; the operating system's own ("Connection refused") need no advice here.
+    if cause.contains("InvalidContentType") {
+        format!("{cause}: it does not speak TLS, so use http:// in place of https://")
+    } else if cause.contains("UnknownIssuer") {
+        format!("{cause}: its certificate is not signed by the CA in --etcd-ca")
+    } else if cause.contains("not valid for name") || cause.contains("NotValidForName") {
+        format!("{cause}: its certificate is for another name or address")
+    } else {
+        cause.into()
+    }
+}
