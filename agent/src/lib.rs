@@ -1,4 +1,6 @@
 //! The Torus agent: see the crate description.
 
+pub mod clock;
 pub mod device;
 pub mod metadata;
+pub mod tdp;

@@ -53,6 +53,13 @@ pub const TDP_GREETING_BYTES_MAX: usize = 4096;
 pub const TDP_TEXT_BYTES_MAX: usize = 512;
 /// What a TDP connection reads ahead.
 pub const TDP_STAGING_BYTES: usize = 128 * 1024;
+/// Connections that an agent takes.
+pub const TDP_CONNECTIONS_MAX: usize = 1024;
+/// Bytes of requests and answers that an agent holds for one connection before it reads no more from it: four times
+/// what fills a 10 Gbit/s network for 5 ms.
+pub const TDP_INFLIGHT_BYTES_MAX: usize = 24 << 20;
+/// The same, for all connections together.
+pub const TDP_SERVER_BYTES_MAX: usize = 256 << 20;
 /// How much memory for heads and bodies a TDP connection takes at a time.
 pub const TDP_HEADS_BYTES: usize = 8 * 1024;
 /// Most bytes that one NBD READ or WRITE carries: what clients assume of a server that says nothing.
