@@ -2,6 +2,7 @@
 //!
 //! A program of the workspace instead of scripts, so that it needs nothing but Rust, and is checked like the rest.
 
+mod bench;
 mod sim;
 mod test;
 mod tools;
@@ -24,12 +25,15 @@ enum Command {
     Test(test::Options),
     /// Run the simulator in the profile it is meant for. All arguments go to it: `cargo xtask sim --help` shows them.
     Sim(sim::Options),
+    /// Measure Torus beside nbdkit's memory plugin and raw files, and write a report.
+    Bench(bench::Options),
 }
 
 fn main() -> ExitCode {
     let outcome = match Args::parse().command {
         Command::Test(options) => test::run(&options),
         Command::Sim(options) => sim::run(&options),
+        Command::Bench(options) => bench::run(&options),
     };
     match outcome {
         Ok(true) => ExitCode::SUCCESS,
