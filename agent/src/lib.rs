@@ -4,3 +4,4 @@ pub mod clock;
 pub mod device;
 pub mod metadata;
 pub mod tdp;
+pub mod nbd;
