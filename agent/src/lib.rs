@@ -3,5 +3,5 @@
 pub mod clock;
 pub mod device;
 pub mod metadata;
-pub mod tdp;
 pub mod nbd;
+pub mod tdp;
