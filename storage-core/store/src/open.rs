@@ -11,12 +11,13 @@
 //!    journal commit at its first write, which made commits 20 times slower (`docs/benchmarks/disk-commit.md`).
 
 use crate::buffer::BufferPool;
-use rustix::fs::{AtFlags, FallocateFlags, FileType, FlockOperation, Mode, OFlags, StatxFlags};
+use rustix::fs::{AtFlags, FallocateFlags, FileType, FlockOperation, Mode, OFlags, SeekFrom, StatxFlags};
 use rustix::io::Errno;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 use torus_core::ids::{BLOCK_BYTES, BLOCK_SIZE};
 
 /// Smallest disk: below it no agent could hold a single extent.
@@ -25,6 +26,10 @@ pub const DISK_BYTES_MIN: u64 = 16 << 20;
 const FILL_BYTES: usize = 1 << 20;
 /// `FALLOC_FL_WRITE_ZEROES` (Linux 6.17): allocate and zero by the device's own means.
 const WRITE_ZEROES: FallocateFlags = FallocateFlags::from_bits_retain(0x80);
+
+/// How long to wait for a disk that is in use, and how long between two tries.
+const LOCK_WAIT: Duration = Duration::from_secs(5);
+const LOCK_WAIT_STEP: Duration = Duration::from_millis(50);
 
 /// Who carries out the I/O.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -45,15 +50,18 @@ pub struct DiskOptions {
     pub buffered: bool,
     /// Who carries out the I/O.
     pub engine: Engine,
+    /// How long to wait for somebody else to let the disk go. A process that was killed holds it until the device has
+    /// finished what was in flight, which is a moment after its parent has heard of its death.
+    pub lock_wait_max: Duration,
     /// Where read buffers come from; share it with whatever receives what will be written.
     pub pool: BufferPool,
 }
 
 impl DiskOptions {
-    /// Direct I/O, the best engine, buffers from `pool`.
+    /// Direct I/O, the best engine, some seconds of patience, buffers from `pool`.
     #[must_use]
     pub fn new(pool: BufferPool) -> Self {
-        Self { buffered: false, engine: Engine::Auto, pool }
+        Self { buffered: false, engine: Engine::Auto, lock_wait_max: LOCK_WAIT, pool }
     }
 }
 
@@ -113,50 +121,70 @@ pub(crate) struct Target {
     pub bytes: u64,
     /// What the address of memory must be a multiple of.
     pub memory_align: usize,
+    /// `RWF_DSYNC` can be relied on.
+    pub write_through: bool,
     pub pool: BufferPool,
 }
 
 /// Opens and locks `path`, and makes durable what an earlier process may have left in caches.
 pub(crate) fn open(path: &Path, options: &DiskOptions) -> Result<Target, OpenError> {
-    // Looked at before it is opened: opening a pipe would block, and opening some devices does something.
-    let seen = rustix::fs::stat(path).map_err(|e| classify(path, "look at", e))?;
-    let kind = file_kind(path, seen.st_mode)?;
-    let mut flags = OFlags::RDWR | OFlags::CLOEXEC;
-    if kind == FileType::BlockDevice {
-        flags |= OFlags::EXCL;
-    }
-    if !options.buffered {
-        flags |= OFlags::DIRECT;
-    }
-    let file = match rustix::fs::open(path, flags, Mode::empty()) {
-        Ok(file) => File::from(file),
-        Err(Errno::INVAL) if !options.buffered => return Err(OpenError::NoDirectIo { path: path.into() }),
-        Err(error) => return Err(classify(path, "open", error)),
+    let started = Instant::now();
+    let (file, kind) = loop {
+        match open_and_lock(path, options.buffered) {
+            Err(OpenError::InUse { .. }) if started.elapsed() < options.lock_wait_max => {
+                std::thread::sleep(LOCK_WAIT_STEP);
+            }
+            other => break other?,
+        }
     };
-    let opened = rustix::fs::fstat(&file).map_err(|e| classify(path, "look at", e))?;
-    let kind = file_kind(path, opened.st_mode)?;
-    lock(path, &file)?;
     let bytes = match kind {
         FileType::BlockDevice => {
             let sector_bytes = rustix::fs::ioctl_blksszget(&file).map_err(|e| classify(path, "ask the size of", e))?;
             if sector_bytes as usize > BLOCK_SIZE {
                 return Err(OpenError::SectorTooLarge { path: path.into(), sector_bytes });
             }
-            rustix::fs::seek(&file, rustix::fs::SeekFrom::End(0)).map_err(|e| classify(path, "ask the size of", e))?
+            rustix::fs::seek(&file, SeekFrom::End(0)).map_err(|e| classify(path, "ask the size of", e))?
         }
-        _ => opened.st_size.unsigned_abs(),
+        _ => rustix::fs::fstat(&file).map_err(|e| classify(path, "look at", e))?.st_size.unsigned_abs(),
     };
     let bytes = bytes / BLOCK_BYTES * BLOCK_BYTES;
     if bytes < DISK_BYTES_MIN {
         return Err(OpenError::TooSmall { path: path.into(), bytes });
     }
-    let memory_align = if options.buffered { 1 } else { memory_align(&file) };
     rustix::fs::fdatasync(&file).map_err(|e| classify(path, "sync", e))?;
-    Ok(Target { file, path: path.into(), bytes, memory_align, pool: options.pool.clone() })
+    let memory_align = if options.buffered { 1 } else { memory_align(&file) };
+    let write_through = kind == FileType::BlockDevice || has_write_through(&file);
+    Ok(Target { file, path: path.into(), bytes, memory_align, write_through, pool: options.pool.clone() })
+}
+
+fn open_and_lock(path: &Path, buffered: bool) -> Result<(File, FileType), OpenError> {
+    // Looked at before it is opened: opening a pipe would block, and opening some devices does something.
+    let seen = rustix::fs::stat(path).map_err(|e| classify(path, "look at", e))?;
+    let mut flags = OFlags::RDWR | OFlags::CLOEXEC;
+    flags.set(OFlags::EXCL, disk_kind(path, seen.st_mode)? == FileType::BlockDevice);
+    flags.set(OFlags::DIRECT, !buffered);
+    let file = match rustix::fs::open(path, flags, Mode::empty()) {
+        Ok(file) => File::from(file),
+        Err(Errno::INVAL) if !buffered => return Err(OpenError::NoDirectIo { path: path.into() }),
+        Err(error) => return Err(classify(path, "open", error)),
+    };
+    let opened = rustix::fs::fstat(&file).map_err(|e| classify(path, "look at", e))?;
+    let kind = disk_kind(path, opened.st_mode)?;
+    lock(path, &file)?;
+    Ok((file, kind))
 }
 
 fn lock(path: &Path, file: &File) -> Result<(), OpenError> {
     rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive).map_err(|e| classify(path, "lock", e))
+}
+
+/// Whether the filesystem is known to sync a direct write that carries `RWF_DSYNC`. Not all do: FUSE, and with it
+/// virtiofs, passes the wish on to a server that may never look at it, and calls the write done.
+fn has_write_through(file: &File) -> bool {
+    const EXT4: i64 = 0xef53;
+    const XFS: i64 = 0x5846_5342;
+    const BTRFS: i64 = 0x9123_683e;
+    rustix::fs::fstatfs(file).is_ok_and(|fs| [EXT4, XFS, BTRFS].contains(&fs.f_type))
 }
 
 /// The alignment that direct I/O needs of memory, where the kernel says it; ours where not.
@@ -169,7 +197,7 @@ fn memory_align(file: &File) -> usize {
     }
 }
 
-fn file_kind(path: &Path, mode: u32) -> Result<FileType, OpenError> {
+fn disk_kind(path: &Path, mode: u32) -> Result<FileType, OpenError> {
     let kind = match FileType::from_raw_mode(mode) {
         kind @ (FileType::RegularFile | FileType::BlockDevice) => return Ok(kind),
         FileType::Directory => "a directory",

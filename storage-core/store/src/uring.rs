@@ -1,8 +1,9 @@
 //! Disk operations by io_uring: the thread that serves the sockets also serves the disk, with no hop between threads.
 //!
-//! A commit of one segment is a single write with `RWF_DSYNC`: the kernel writes, flushes, and reports once. A commit
-//! of several is all writes at once and, when the last has succeeded, one `fdatasync`. Both were chosen by measurement
-//! (`docs/benchmarks/disk-commit.md`), as was the absence of task-run flags, which would tie a ring to one thread.
+//! A commit of one segment is a single write with `RWF_DSYNC`, where the filesystem can be relied on to honour it: the
+//! kernel writes, flushes, and reports once. A commit of several is all writes at once and, when the last has
+//! succeeded, one `fdatasync`. Both were chosen by measurement (`docs/benchmarks/disk-commit.md`), as was the absence
+//! of task-run flags, which would tie a ring to one thread.
 //!
 //! Everything the kernel is asked for is a [`Key`]: an operation and one part of it. Keys wait in `waiting`; the first
 //! `queued` of them lie in the submission queue; the kernel has `in_flight` more.
@@ -137,7 +138,8 @@ impl Uring {
 
     pub fn commit(&mut self, id: u64, segments: Vec<Segment>) {
         let iovecs = segments.iter().map(Iovecs::new).collect();
-        let (parts, sync_due) = (segments.len(), segments.len() != 1);
+        let parts = segments.len();
+        let sync_due = parts != 1 || !self.target.write_through;
         let commit = Commit { id, segments, iovecs, left: parts, sync_due, error: None };
         let op = self.ops.insert(Op::Commit(commit));
         self.waiting.extend((0..parts).map(|part| Key::new(op, part)));
