@@ -4,13 +4,24 @@
 //! the same promises: `tests/metadata_conformance.rs` runs one suite against each, with a real etcd. The stores know
 //! nothing of volumes, agents or rings, and what is done above them knows nothing of the stores.
 
+mod access;
+mod agents;
+mod cluster;
 pub mod config;
 mod embedded;
 mod etcd;
+mod volumes;
 
+pub use access::{AccessError, Versioned};
+pub use agents::{AgentError, AgentInfo, Heartbeat, list_agents, register_agent};
+pub use cluster::{ClusterError, init_cluster, load_cluster};
 pub use config::{ConfigError, MetaArgs, MetaConfig, MetaUrl, TlsFiles};
 pub use embedded::{Embedded, OpenError as EmbeddedError};
 pub use etcd::Etcd;
+pub use volumes::{
+    NewVolume, VolumeError, VolumeInfo, check_name, create_volume, find_volume, list_volumes, load_volume,
+    mark_deleting, remove_volume_keys, resize_volume,
+};
 
 use std::sync::Arc;
 use std::time::Duration;

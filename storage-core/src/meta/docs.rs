@@ -63,6 +63,13 @@ pub struct AgentDoc {
     pub disks: Vec<DiskId>,
 }
 
+/// `agent-names/<name>`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct AgentNameDoc {
+    /// The agent of that name.
+    pub agent: AgentId,
+}
+
 /// `alive/<agent>`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct AliveDoc {

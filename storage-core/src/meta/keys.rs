@@ -4,8 +4,9 @@
 //! cluster                     ClusterDoc    identity and format, written once by init
 //! ring                        RingDoc       the current ring
 //! agents/<agent>              AgentDoc      an agent that was admitted; stays while it is down
+//! agent-names/<name>          AgentNameDoc  an agent's name
 //! alive/<agent>               AliveDoc      leased: an agent that runs, and where
-//! names/<name>                VolumeId      a volume's name
+//! names/<name>                NameDoc       a volume's name
 //! volumes/<volume>/meta       VolumeDoc     what was asked for
 //! volumes/<volume>/epoch      EpochDoc      who may write
 //! volumes/<volume>/owner      OwnerDoc      leased: the owner that runs
@@ -21,6 +22,8 @@ pub const CLUSTER: &str = "cluster";
 pub const RING: &str = "ring";
 /// All admitted agents.
 pub const AGENTS: &str = "agents/";
+/// All names of agents.
+pub const AGENT_NAMES: &str = "agent-names/";
 /// All running agents.
 pub const ALIVE: &str = "alive/";
 /// All volume names.
@@ -32,6 +35,11 @@ pub const VOLUMES: &str = "volumes/";
 #[must_use]
 pub fn agent(id: AgentId) -> String {
     format!("{AGENTS}{id}")
+}
+/// An agent's name.
+#[must_use]
+pub fn agent_name(name: &str) -> String {
+    format!("{AGENT_NAMES}{name}")
 }
 /// A running agent.
 #[must_use]
