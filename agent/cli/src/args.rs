@@ -64,10 +64,22 @@ pub fn parse() -> Args {
 /// What to do.
 #[derive(Subcommand, Debug)]
 pub enum Command {
-    /// Show or change the profiles that say where clusters are.
+    /// Make a cluster in an empty metadata store
+    Init(commands::init::Args),
+    /// Make, list, show and grow volumes
+    Volume(commands::volume::Args),
+    /// The agents of the cluster
+    Peer(commands::peer::Args),
+    /// The first Torus's spelling of `peer list`
+    #[command(hide = true)]
+    ListPeers,
+    /// The first Torus's spelling of `volume`
+    #[command(hide = true)]
+    Block(commands::block::Args),
+    /// Show or change the profiles that say where clusters are
     Config(commands::config::Args),
-    /// Print a completion script for a shell.
+    /// Print a completion script for a shell
     Completion(commands::completion::Args),
-    /// Print versions.
+    /// Print versions
     Version,
 }

@@ -35,6 +35,11 @@ impl Failure {
         Self { kind: Kind::Usage, ..Self::failed(sentence) }
     }
 
+    /// `error` says it all: its whole chain of causes is told.
+    pub fn of(kind: Kind, error: &dyn Error) -> Self {
+        Self { kind, ..Self::failed(told(error)) }
+    }
+
     /// `what` failed because of `error`: the whole chain of causes is told, each once.
     pub fn because(what: impl fmt::Display, error: &dyn Error) -> Self {
         Self::failed(format!("{what}: {}", told(error)))

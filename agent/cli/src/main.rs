@@ -9,6 +9,8 @@
 //! 2. A command that did not do what it was asked to exits with the code of its [`failure::Kind`], never with 0.
 
 mod args;
+mod blockspec;
+mod cluster;
 mod commands;
 mod failure;
 mod output;

@@ -61,6 +61,11 @@ impl Printer {
         Self { format, si }
     }
 
+    /// A size as sentences and tables show it.
+    pub fn size(self, bytes: u64) -> String {
+        Size(bytes).shown(self.si)
+    }
+
     /// Prints records, one to a line.
     pub fn list<R: Record>(self, records: &[R]) -> Result<(), Failure> {
         match self.format {

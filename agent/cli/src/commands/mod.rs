@@ -1,8 +1,12 @@
 //! One module for each command.
 
+pub mod block;
 pub mod completion;
 pub mod config;
+pub mod init;
+pub mod peer;
 mod version;
+pub mod volume;
 
 use crate::args::{Args, Command};
 use crate::failure::Failure;
@@ -13,8 +17,19 @@ pub fn run(args: Args) -> Result<(), Failure> {
     let Args { global, command } = args;
     let printer = Printer::new(global.output, global.si);
     match command {
+        Command::Init(init) => wait(init::run(&global, init, printer)),
+        Command::Volume(volume) => wait(volume::run(&global, volume, printer)),
+        Command::Peer(peer) => wait(peer::run(&global, peer, printer)),
+        Command::ListPeers => wait(peer::list(&global, printer)),
+        Command::Block(block) => wait(block::run(&global, block, printer)),
         Command::Config(config) => config::run(&global, config, printer),
         Command::Completion(completion) => completion::run(&completion),
         Command::Version => version::run(printer),
     }
+}
+
+/// Runs a command that talks to others.
+fn wait(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|error| Failure::because("cannot start", &error))?.block_on(command)
 }

@@ -3,6 +3,7 @@
 mod bad_input;
 mod config;
 mod scripts;
+mod volumes;
 
 use assert_cmd::Command;
 use std::path::Path;
