@@ -30,6 +30,20 @@ pub const OPEN_EXTENTS_DEFAULT: usize = 4;
 /// Volumes whose fence one disk can remember.
 pub const FENCED_VOLUMES_MAX: usize = 16_384;
 
+/// Fewest slots a disk is used with.
+pub const SLOTS_MIN: u32 = 4;
+/// Slots of a disk that only [`Class::Reserve`](crate::peer::Class) may take: this many, or this share if it is more,
+/// but never more than a quarter.
+pub const RESERVE_SLOTS: u32 = 4;
+/// See [`RESERVE_SLOTS`].
+pub const RESERVE_PERCENT: u32 = 2;
+/// Memory for the footers of sealed extents, per disk: 64 MiB speak for 60 GiB of data.
+pub const FOOTER_CACHE_BYTES: usize = 64 << 20;
+/// Header blocks in one answer to `Frames` (1 MiB).
+pub const FRAMES_HEADERS_MAX: usize = 256;
+/// Requests an agent keeps until its disks have recorded its start; more are refused.
+pub const HELD_AT_START_MAX: usize = 1024;
+
 /// How long a member promises an owner that it serves no newer one, counted on the owner from the sending of the
 /// request, on the member from its receipt.
 pub const READ_LEASE: Duration = Duration::from_millis(2_000);

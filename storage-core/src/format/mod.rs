@@ -1,7 +1,9 @@
 //! Bytes on disk. Every format is versioned, little-endian, self-describing and checksummed; `docs/FORMAT.md` shows the
 //! same byte tables, and `testdata/` holds golden images that are only ever added to.
 
+pub mod disk;
 pub mod frame;
+pub mod slot;
 
 pub use frame::{Frame, FrameError, FrameHeader, Record, Stream};
 

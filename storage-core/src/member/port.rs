@@ -12,8 +12,9 @@
 //! **What a disk must keep to.** A 512-byte sector is written whole or not at all. Apart from that a crash may keep any
 //! part of a commit that was not reported, in any order.
 
+use super::replies::Replies;
 use crate::format::Pieces;
-use crate::peer::{Request, Response};
+use crate::peer::Request;
 use bytes::Bytes;
 
 /// Which of an agent's disks: its place in the list given to `Member::new`.
@@ -147,8 +148,9 @@ pub enum MemberEvent {
 pub struct MemberEffects {
     /// For the disks.
     pub ops: Vec<(DiskNo, DiskOp)>,
-    /// For the owners, in order. Exactly one per request, after at most one [`Response::Received`].
-    pub replies: Vec<(ReqId, Response)>,
+    /// For the owners, in order. Exactly one per request, after at most one
+    /// [`Received`](crate::peer::Response::Received).
+    pub replies: Replies,
     /// Disks that have just failed for good: tell a human.
     pub failed: Vec<(DiskNo, DiskError)>,
 }
