@@ -39,8 +39,6 @@ pub const RESERVE_SLOTS: u32 = 4;
 pub const RESERVE_PERCENT: u32 = 2;
 /// Memory for the footers of sealed extents, per disk: 64 MiB speak for 60 GiB of data.
 pub const FOOTER_CACHE_BYTES: usize = 64 << 20;
-/// Header blocks in one answer to `Frames` (1 MiB).
-pub const FRAMES_HEADERS_MAX: usize = 256;
 /// Requests an agent keeps until its disks have recorded its start; more are refused.
 pub const HELD_AT_START_MAX: usize = 1024;
 
