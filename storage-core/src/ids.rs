@@ -130,6 +130,10 @@ number!(
     /// A request to one agent, numbered by the owner that sends it; its answers carry the same number.
     RpcId
 );
+number!(
+    /// Counts the changes of a cluster's ring. The first is 1.
+    RingVersion
+);
 
 /// An extent: the unit of placement. Never reused, because its number carries the epoch that drew it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

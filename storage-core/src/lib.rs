@@ -32,5 +32,6 @@ pub mod meta;
 pub mod mutation;
 pub mod nbd;
 pub mod peer;
+pub mod ring;
 pub mod tdp;
 pub mod time;

@@ -24,6 +24,12 @@ pub const FILL_BLOCKS_MAX: Blocks = FRAME_BLOCKS_MAX;
 
 /// Most copies of an extent.
 pub const REPLICAS_MAX: usize = 7;
+/// Agents that a ring can have.
+pub const RING_AGENTS_MAX: usize = 4096;
+/// Largest weight of an agent in a ring: far more than it can have slots, and all of them together still fit 64 bits.
+pub const RING_WEIGHT_MAX: u64 = 1 << 48;
+/// Changes of the ring that may be under way at once: one more waits until data has followed.
+pub const RINGS_BEFORE_MAX: usize = 4;
 /// Extents that one volume appends to at the same time.
 pub const OPEN_EXTENTS_DEFAULT: usize = 4;
 

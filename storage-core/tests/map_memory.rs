@@ -10,8 +10,7 @@ const MIB: usize = 1 << 20;
 const TIB_BLOCKS: u64 = 1 << 28;
 const LEAF_BLOCKS: u64 = 1024;
 
-/// One TiB, or a sixteenth of one (and of the bounds) where nothing is optimised: memory goes by the leaf, all else being
-/// counted in full.
+/// One TiB, or a sixteenth of one (and of the bounds) where nothing is optimised: memory goes by the leaf.
 const SHARE: u64 = if cfg!(debug_assertions) { 16 } else { 1 };
 const BLOCKS: u64 = TIB_BLOCKS / SHARE;
 const LARGE_RUNS_MAX: usize = 16 * MIB / SHARE as usize;

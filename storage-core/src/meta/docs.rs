@@ -7,6 +7,8 @@ use crate::peer::FreeSpace;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+pub use crate::ring::RingDoc;
+
 /// A document that is not what its key should hold.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the document at {key:?} cannot be read: {reason}")]

@@ -194,7 +194,8 @@ proptest! {
                     let mut random = seed | 1;
                     for _ in 0..700 {
                         random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-                        let (lba, loc) = (lba + (random >> 54), at((random >> 40) as u32 % 5, (random >> 20) as u32 & 0xffff));
+                        let loc = at((random >> 40) as u32 % 5, (random >> 20) as u32 & 0xffff);
+                        let lba = lba + (random >> 54);
                         map.set(Lba(lba), 1, loc, &mut tally(&mut displaced));
                         for (extent, blocks) in model.write(lba, 1, Some(loc)) {
                             *displaced.get_mut(&extent).unwrap() -= blocks;
