@@ -9,6 +9,7 @@ use super::read::Ask;
 use crate::format::slot::{SealName, SlotCopy, head_sum};
 use crate::format::{Digest, FrameHeader};
 use crate::ids::{Blocks, Epoch, Vseq};
+use crate::mutation::{Mutation, active};
 use crate::peer;
 
 /// A frame of a copy.
@@ -146,6 +147,7 @@ impl OpenCopy {
     /// What a new owner is told of it.
     pub fn report(&self) -> peer::Copy {
         let Reach { length, lac } = *self.durable.get();
-        peer::Copy::Open { length, lac, damaged: self.name.partial || length < self.suspect_end }
+        let damaged = (self.name.partial || length < self.suspect_end) && !active(Mutation::DamageHidden);
+        peer::Copy::Open { length, lac, damaged }
     }
 }

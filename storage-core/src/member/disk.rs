@@ -14,6 +14,7 @@ use crate::format::disk::{DiskIds, Geometry};
 use crate::format::slot::{SealName, SlotCopy, SlotHeader, SlotState};
 use crate::ids::{Blocks, Epoch, ExtentId, Incarnation, VolumeId};
 use crate::limits::{RESERVE_PERCENT, RESERVE_SLOTS};
+use crate::mutation::{Mutation, active};
 use crate::peer::{Copy, FreeSpace, Rejection};
 use std::collections::{BTreeMap, VecDeque};
 
@@ -168,7 +169,9 @@ impl DiskCore {
             self.settled.push((ticket, None));
             return;
         }
-        if let Some(block) = self.fences.raise(volume, epoch) {
+        if let Some(block) = self.fences.raise(volume, epoch)
+            && !active(Mutation::FenceNotPersisted)
+        {
             self.commits.pending().fence_blocks.insert(block);
         }
         if let Some(landed) = self.commits.wait(ticket, epoch) {

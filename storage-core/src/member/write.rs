@@ -11,6 +11,7 @@ use crate::format::slot::{FOOTER_COVERS, FooterBlock, SealName, SlotCopy, SlotSt
 use crate::format::{Frame, FrameError, FrameHeader, Pieces, Stream, crc};
 use crate::ids::{BLOCK_SIZE, Blocks, Epoch, ExtentId, Vseq};
 use crate::limits::FILL_BLOCKS_MAX;
+use crate::mutation::{Mutation, active};
 use crate::peer::{Class, FreeSpace, Rejection};
 use bytes::Bytes;
 use smallvec::SmallVec;
@@ -49,8 +50,8 @@ fn check_payload(header: &FrameHeader, frame: &Frame) -> Result<(), Rejection> {
     }
     let blocks = frame.payload.iter().flat_map(|piece| piece.chunks_exact(BLOCK_SIZE));
     match blocks.zip(&header.crcs).position(|(block, want)| crc(block) != *want) {
-        Some(i) => Err(bad(FrameError::Payload(i as Blocks))),
-        None => Ok(()),
+        Some(i) if !active(Mutation::CrcIgnored) => Err(bad(FrameError::Payload(i as Blocks))),
+        _ => Ok(()),
     }
 }
 
@@ -134,12 +135,18 @@ impl DiskCore {
         if copy.writer != Some(epoch) || copy.sealing.is_some() {
             return Err(Rejection::Closed { length });
         }
-        let header = FrameHeader::decode(&frame.header, extent, offset).map_err(bad)?;
+        let mut header = FrameHeader::decode(&frame.header, extent, offset).map_err(bad)?;
         if header.epoch != epoch || header.stream != copy.name.stream {
             return Err(Rejection::BadBytes("a frame of another epoch or stream than its request".into()));
         }
         let end = offset.saturating_add(header.blocks());
         if offset < length && copy.frames.holds(offset, &frame.header) {
+            if active(Mutation::ResendAppendsAgain) {
+                header.offset = length;
+                self.accept(number, &header, Frame { header: header.encode(), ..frame });
+                self.when_durable(number, req, length + header.blocks(), out);
+                return Ok(());
+            }
             self.stats.resends += 1;
             if early {
                 out.replies.received(req, end);
@@ -170,6 +177,11 @@ impl DiskCore {
             unreachable!("frames are accepted for open copies only")
         };
         copy.frames.push(header, &frame.header);
+        if active(Mutation::AppendedBeforeCommit)
+            && let Some(landed) = self.commits.landed()
+        {
+            copy.durable = landed.proves(copy.frames.reach());
+        }
         self.stats.append_blocks += u64::from(header.blocks());
         let batch = self.commits.pending();
         if !copy.written {
@@ -273,6 +285,7 @@ impl DiskCore {
             return Ok(());
         }
         let held = copy.length();
+        let length = if active(Mutation::SealsAtOwnLength) { held } else { length };
         if length > held {
             return Err(Rejection::PastEnd { length: held });
         }
