@@ -27,6 +27,7 @@ pub mod block;
 pub mod format;
 pub mod ids;
 pub mod limits;
+pub mod log;
 pub mod member;
 pub mod meta;
 pub mod mutation;

@@ -17,8 +17,8 @@ pub const FRAME_PAYLOAD_BLOCKS_MAX: Blocks = 256;
 /// Blocks of the largest frame, its header included.
 pub const FRAME_BLOCKS_MAX: Blocks = FRAME_PAYLOAD_BLOCKS_MAX + 1;
 
-/// Most blocks one read request asks a member for (1 MiB).
-pub const READ_BLOCKS_MAX: Blocks = 256;
+/// Most blocks one read request asks a member for: the largest frame, so that a copy can go frame by frame.
+pub const READ_BLOCKS_MAX: Blocks = FRAME_BLOCKS_MAX;
 /// Most bytes of raw frames in one `Fill`: the largest frame always fits.
 pub const FILL_BLOCKS_MAX: Blocks = FRAME_BLOCKS_MAX;
 
@@ -122,3 +122,33 @@ pub const META_REQUESTS_MAX: usize = 256;
 pub const META_HISTORY_REVISIONS_MAX: usize = 4096;
 /// Bytes of keys and values in that history.
 pub const META_HISTORY_BYTES_MAX: usize = 8 << 20;
+/// How long an owner waits for an append before it goes on without that member.
+pub const APPEND_WAIT: Duration = Duration::from_millis(1_500);
+/// How long an owner waits for any other answer of an agent before it asks again or elsewhere.
+pub const PEER_WAIT: Duration = Duration::from_secs(3);
+/// How long a read waits for one member before it asks another as well.
+pub const HEDGE_WAIT: Duration = Duration::from_millis(200);
+/// Pause before something that failed is tried again.
+pub const RETRY_PAUSE: Duration = Duration::from_millis(100);
+/// The same for what is not urgent: deletions, and copies on agents that are away.
+pub const SLOW_RETRY_PAUSE: Duration = Duration::from_secs(2);
+/// Extents that one owner copies at the same time to restore redundancy.
+pub const REPAIRS_MAX: usize = 2;
+/// Extent keys in one metadata transaction.
+pub const EXTENT_KEYS_PER_TXN: usize = 60;
+/// A checkpoint is due after so many extents' worth of log, or after a 64th of the volume's size if that is more.
+pub const CHECKPOINT_EXTENTS_MIN: u64 = 16;
+/// How long a few extents of garbage may wait for a checkpoint that gives them back.
+pub const TIDY_PAUSE: Duration = Duration::from_secs(20);
+/// Blocks of a checkpoint that are on their way at the same time (4 MiB).
+pub const CHECKPOINT_BLOCKS_UNDERWAY_MAX: Blocks = 1024;
+/// Reads that garbage collection has under way.
+pub const GC_READS_MAX: usize = 8;
+/// Records that garbage collection has appended and not seen acknowledged, before it reads on.
+pub const GC_RECORDS_MAX: usize = 512;
+/// How long writes wait for room, with nothing to collect, before they are refused.
+pub const FULL_PAUSE: Duration = Duration::from_secs(1);
+/// How often an agent that owes an answer is asked whether it is there.
+pub const PROBE_PAUSE: Duration = Duration::from_secs(1);
+/// How often an owner looks over all its extents.
+pub const SURVEY_PAUSE: Duration = Duration::from_millis(50);

@@ -279,6 +279,19 @@ impl Frame {
     }
 }
 
+/// Blocks of the whole, sound frames that `bytes`, read at block `offset` of `extent`, begin with.
+#[must_use]
+pub fn whole_frames(bytes: &Bytes, extent: ExtentId, offset: Blocks) -> Blocks {
+    let mut blocks = 0;
+    while let Ok((header, _)) = Frame::parse(&bytes.slice(blocks as usize * BLOCK_SIZE..), extent, offset + blocks) {
+        blocks += header.blocks();
+        if blocks as usize * BLOCK_SIZE >= bytes.len() {
+            break;
+        }
+    }
+    blocks
+}
+
 /// Checks `payload` block by block.
 ///
 /// # Errors

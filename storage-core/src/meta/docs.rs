@@ -188,6 +188,9 @@ pub struct ExtentDoc {
     pub stream: Stream,
     /// The ensemble.
     pub members: Vec<AgentId>,
+    /// Agents that were of the ensemble and may still hold a copy that is to be deleted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub former: Vec<AgentId>,
     /// Why the ensemble is smaller or less spread than asked, if it is.
     #[serde(default)]
     pub degraded: bool,

@@ -1,0 +1,448 @@
+//! The owner's half of a volume: a replicated, single-writer, append-only log over extents.
+//!
+//! | part | what it decides |
+//! |---|---|
+//! | [`writer`] | frames, their order, their acknowledgement |
+//! | [`open`] | one extent while it is written |
+//! | `extents` | registering, creating and sealing extents in time; losing members |
+//! | `repair` | bringing copies of sealed extents back to the number asked for |
+//! | `reclaim` | deleting what a checkpoint has declared dead |
+//! | `lease` | until when this owner may serve reads |
+//! | [`recover`] | taking a volume over: fence, find the end, seal |
+//! | [`table`], [`peers`], [`calls`] | what is known of extents, agents and requests |
+//!
+//! The log knows nothing of block addresses. Records are opaque to it; the layer above gets them back in order.
+
+#![allow(missing_docs, reason = "the fields of a variant are described by its own line")]
+
+pub mod calls;
+mod extents;
+mod lease;
+pub mod open;
+pub mod peers;
+mod reclaim;
+pub mod recover;
+mod repair;
+pub mod table;
+pub mod writer;
+
+pub use calls::{Calls, MetaId};
+pub use table::Table;
+pub use peers::{AgentView, Peers};
+pub use writer::{Item, Lane, LogEvent, Writer, WriterConfig};
+
+use crate::ids::{AgentId, Blocks, Epoch, ExtentSeq, RpcId, VolumeId};
+use crate::meta::docs::AckMode;
+use crate::meta::{MetaOp, Revision, Txn};
+use crate::peer::{FreeSpace, Request};
+use crate::ring::Ring;
+use crate::time::{Duration, Instant};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// A request on its way to an agent.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Send {
+    /// To whom.
+    pub to: AgentId,
+    /// Its number: comes back with the answer.
+    pub rpc: RpcId,
+    /// What is asked.
+    pub request: Request,
+}
+
+/// Something that a person should be told.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Note {
+    /// An agent stopped answering; writing goes on elsewhere.
+    AgentLost { agent: AgentId },
+    /// An extent was given fewer copies, or less spread, than asked for.
+    Degraded { extent: ExtentSeq },
+    /// A copy of an extent is whole again, or a new one was made.
+    Repaired { extent: ExtentSeq, agent: AgentId },
+    /// A copy's bytes are not what they should be; another copy served.
+    DamagedCopy { extent: ExtentSeq, agent: AgentId },
+    /// No copy of some blocks can be read: their range answers EIO.
+    Unreadable { extent: ExtentSeq, block: Blocks },
+    /// The metadata store refused something.
+    MetadataRefused { reason: String },
+    /// A newer epoch owns the volume: this owner is done.
+    Fenced { epoch: Epoch },
+}
+
+/// What an owner wants done.
+#[derive(Default, Debug)]
+pub struct Effects {
+    /// Requests to agents, to be sent in this order.
+    pub sends: Vec<Send>,
+    /// Requests to the metadata store.
+    pub meta: Vec<(MetaId, MetaOp)>,
+    /// News.
+    pub notes: Vec<Note>,
+}
+
+/// What an agent's answer is for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Call {
+    /// A slot in an extent.
+    Create { seq: ExtentSeq },
+    /// Frames up to `end`.
+    Append { seq: ExtentSeq, end: Blocks },
+    /// The end of an extent's copy.
+    Seal { seq: ExtentSeq },
+    /// A read lease.
+    Lease,
+    /// A step of repair job `job`.
+    Repair { job: u64 },
+    /// An extent's deletion.
+    Delete { seq: ExtentSeq },
+    /// Something of the layer above, by its own number.
+    Upper(u64),
+}
+
+/// What a metadata answer is for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum MetaCall {
+    /// A transaction of the log's, to be repeated until its outcome is known.
+    Log(LogTxn, Txn),
+    /// Something of the layer above, by its own number.
+    Upper(u64),
+}
+
+/// The log's transactions. All are conditional on the epoch, and writing one twice is harmless: each sets keys to values
+/// that nobody else sets.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum LogTxn {
+    /// Extents enter the log.
+    Register(Vec<ExtentSeq>),
+    /// Extents end.
+    Seal(Vec<ExtentSeq>),
+    /// A repaired extent gets its new ensemble.
+    Members(u64),
+    /// Extents that a checkpoint contains lose their keys.
+    Forget(Vec<ExtentSeq>),
+}
+
+/// How a log is set up.
+#[derive(Clone, Debug)]
+pub struct LogConfig {
+    /// The volume.
+    pub volume: VolumeId,
+    /// Copies.
+    pub replicas: usize,
+    /// Copies without which nothing is acknowledged.
+    pub min_replicas: usize,
+    /// When records are acknowledged.
+    pub mode: AckMode,
+    /// Blocks of an extent's data area.
+    pub capacity: Blocks,
+    /// Most hot extents written at the same time.
+    pub open_max: usize,
+    /// Frames under way beyond which records wait to be packed together.
+    pub frames_max: usize,
+    /// How long an agent may be away before its copies are made anew elsewhere.
+    pub grace: Duration,
+}
+
+/// Why the log cannot go on for now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Blocked {
+    /// No agent that could take an extent has a slot for it.
+    NoSpace,
+    /// Fewer agents than the volume needs can be reached.
+    TooFewAgents,
+    /// The metadata store does not answer, and the registered extents are used up.
+    Metadata,
+}
+
+/// An owner's log, from the moment its volume is open.
+#[derive(Debug)]
+pub struct Log {
+    /// How it is set up.
+    pub config: LogConfig,
+    /// Frames and acknowledgements.
+    pub writer: Writer,
+    /// Extents.
+    pub table: Table,
+    /// Agents.
+    pub peers: Peers,
+    /// Requests under way.
+    pub calls: Calls<Call, MetaCall>,
+    ring: Arc<Ring>,
+    epoch_doc: Vec<u8>,
+    drawn: u64,
+    cold_wanted: bool,
+    blocked: Option<Blocked>,
+    register_after: Instant,
+    retries: Vec<(Instant, LogTxn, Txn)>,
+    unsynced: BTreeMap<ExtentSeq, Instant>,
+    jobs: BTreeMap<u64, repair::Job>,
+    jobs_drawn: u64,
+    scan_after: Instant,
+    probe_after: Instant,
+    dead: BTreeMap<ExtentSeq, Instant>,
+    extra: BTreeMap<ExtentSeq, Instant>,
+    damaged: BTreeSet<(ExtentSeq, AgentId)>,
+    leasing: BTreeSet<AgentId>,
+    fenced: Option<Epoch>,
+    closing: bool,
+}
+
+impl Log {
+    /// A log that continues at `writer`'s place with the extents in `table`.
+    #[must_use]
+    pub fn new(config: LogConfig, writer: Writer, table: Table, peers: Peers, ring: Arc<Ring>, epoch_doc: Vec<u8>) -> Log {
+        let unsynced = table
+            .iter()
+            .filter(|(_, e)| e.seal().is_some() && e.members.iter().any(|m| !m.synced))
+            .map(|(_, e)| (e.seq, Instant::default()))
+            .collect();
+        // HEAD, which no older owner can change any more, lists them.
+        let dead = table.iter().filter(|(_, e)| e.dead).map(|(_, e)| (e.seq, Instant::default())).collect();
+        let extra =
+            table.iter().filter(|(_, e)| !e.former.is_empty()).map(|(_, e)| (e.seq, Instant::default())).collect();
+        Log {
+            config,
+            writer,
+            table,
+            peers,
+            calls: Calls::default(),
+            ring,
+            epoch_doc,
+            drawn: 0,
+            cold_wanted: false,
+            blocked: None,
+            register_after: Instant::default(),
+            retries: Vec::new(),
+            unsynced,
+            jobs: BTreeMap::new(),
+            jobs_drawn: 0,
+            scan_after: Instant::default(),
+            probe_after: Instant::default(),
+            dead,
+            extra,
+            damaged: BTreeSet::new(),
+            leasing: BTreeSet::new(),
+            fenced: None,
+            closing: false,
+        }
+    }
+
+    /// The epoch that has taken over, if this owner has learnt of one.
+    #[must_use]
+    pub fn fenced(&self) -> Option<Epoch> {
+        self.fenced
+    }
+
+    /// Why records wait, if they do for another reason than load.
+    #[must_use]
+    pub fn blocked(&self) -> Option<Blocked> {
+        self.blocked
+    }
+
+    /// Whether garbage collection has, or will have, records to move.
+    pub fn want_cold(&mut self, wanted: bool) {
+        self.cold_wanted = wanted;
+    }
+
+    /// Registers no more extents, and seals those that are drained: the volume is being closed.
+    pub fn close(&mut self) {
+        self.closing = true;
+        for seq in self.writer.open.keys().copied().collect::<Vec<_>>() {
+            if let Some(x) = self.writer.open.get_mut(&seq) {
+                x.close(false);
+            }
+        }
+    }
+
+    /// Every extent is sealed and nothing is under way.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.closing && self.writer.open.is_empty() && self.retries.is_empty()
+    }
+
+    /// [`Log::close`] was called.
+    #[must_use]
+    pub fn is_closing(&self) -> bool {
+        self.closing
+    }
+
+    /// Copies of dead extents are still to be deleted.
+    #[must_use]
+    pub fn is_deleting(&self) -> bool {
+        !self.dead.is_empty()
+    }
+
+    /// A transaction is under way, or waits to be tried again.
+    #[must_use]
+    pub fn is_transacting(&self) -> bool {
+        !self.retries.is_empty() || self.calls.is_transacting()
+    }
+
+    /// The cluster's view has changed.
+    pub fn on_agents(&mut self, now: Instant, views: &[AgentView]) {
+        self.peers.update(now, views);
+        self.register_after = now;
+    }
+
+    /// A new ring is in force.
+    pub fn on_ring(&mut self, ring: Arc<Ring>) {
+        self.ring = ring;
+    }
+
+    /// A connection to `agent` stands.
+    pub fn on_peer_up(&mut self, now: Instant, agent: AgentId) {
+        self.peers.heard(now, agent);
+        self.register_after = now;
+        for at in self.unsynced.values_mut().chain(self.dead.values_mut()).chain(self.extra.values_mut()) {
+            *at = now;
+        }
+    }
+
+    /// A copy's bytes failed their checksum: it is replaced, if another agent can take one.
+    pub fn on_damage(&mut self, now: Instant, seq: ExtentSeq, agent: AgentId, out: &mut Effects) {
+        if self.damaged.insert((seq, agent)) {
+            out.notes.push(Note::DamagedCopy { extent: seq, agent });
+            self.unsynced.insert(seq, now);
+        }
+    }
+
+    /// A newer epoch was met: nothing of this owner is acknowledged from here on.
+    pub fn fence(&mut self, epoch: Epoch, out: &mut Effects) {
+        if self.fenced.is_none() {
+            self.fenced = Some(epoch);
+            out.notes.push(Note::Fenced { epoch });
+        }
+    }
+
+    /// Space, all agents together that can be reached, in slots.
+    #[must_use]
+    pub fn space(&self) -> FreeSpace {
+        let mut sum = FreeSpace::default();
+        for (id, peer) in self.peers.iter() {
+            if self.peers.usable(id) {
+                sum.free += peer.space.free;
+                sum.total += peer.space.total;
+            }
+        }
+        sum
+    }
+
+    /// Extents that have fewer sound copies than the volume asks for.
+    #[must_use]
+    pub fn under_replicated(&self) -> usize {
+        let short = |e: &table::Entry| {
+            !e.dead && (e.degraded || e.members.iter().filter(|m| self.peers.usable(m.agent)).count() < self.config.replicas)
+        };
+        let unsynced = |e: &table::Entry| e.seal().is_some() && e.members.iter().any(|m| !m.synced);
+        self.table.iter().filter(|(_, e)| e.live > 0 && (short(e) || unsynced(e))).count()
+    }
+
+    /// A transaction that holds only while this owner's epoch stands.
+    #[must_use]
+    pub fn guarded(&self, then: Vec<crate::meta::Write>) -> Txn {
+        let key = crate::meta::keys::volume_epoch(self.config.volume);
+        Txn { when: vec![crate::meta::Compare::Holds(key, self.epoch_doc.clone())], then }
+    }
+
+    fn transact(&mut self, what: LogTxn, txn: Txn, out: &mut Effects) {
+        self.calls.ask(MetaOp::Txn(txn.clone()), MetaCall::Log(what, txn), out);
+    }
+
+    /// A transaction of the log's is answered.
+    pub fn on_meta(
+        &mut self,
+        now: Instant,
+        what: LogTxn,
+        txn: Txn,
+        result: Result<crate::meta::MetaReply, crate::meta::MetaError>,
+        out: &mut Effects,
+    ) {
+        use crate::meta::{MetaError, MetaReply};
+        match result {
+            Ok(MetaReply::Committed(revision)) => self.on_committed(now, what, revision, out),
+            Ok(_) => {
+                // The one condition is our epoch.
+                let next = self.writer.epoch().next();
+                self.fence(next, out);
+            }
+            Err(error) => {
+                if let MetaError::Refused(reason) = error {
+                    out.notes.push(Note::MetadataRefused { reason });
+                }
+                self.retries.push((now + crate::limits::RETRY_PAUSE, what, txn));
+            }
+        }
+    }
+
+    fn on_committed(&mut self, now: Instant, what: LogTxn, _: Revision, out: &mut Effects) {
+        match what {
+            LogTxn::Register(extents) => self.on_registered(now, &extents, out),
+            LogTxn::Seal(extents) => self.on_sealed(now, &extents, out),
+            LogTxn::Members(job) => self.on_new_members(now, job, out),
+            LogTxn::Forget(extents) => {
+                for seq in extents {
+                    if let Some(entry) = self.table.get_mut(seq) {
+                        entry.in_meta = false;
+                    }
+                    if let Some(at) = self.dead.get_mut(&seq) {
+                        *at = now;
+                    }
+                }
+            }
+        }
+    }
+
+    /// An agent's answer to one of the log's own requests; answers of the layer above never come here.
+    pub fn on_answer(
+        &mut self,
+        now: Instant,
+        call: calls::Call<Call>,
+        result: Result<crate::peer::Response, crate::peer::Unanswered>,
+        out: &mut Effects,
+    ) {
+        match call.what {
+            Call::Create { seq } => self.on_create(now, call.to, seq, result, out),
+            Call::Append { seq, end } => self.on_append(now, &call, seq, end, result, out),
+            Call::Seal { seq } => self.on_seal(now, call.to, seq, result, out),
+            Call::Lease => self.on_lease(now, &call, result, out),
+            Call::Repair { job } => self.on_repair(now, job, result, out),
+            Call::Delete { seq } => self.on_delete(now, call.to, seq, result, out),
+            Call::Upper(_) => unreachable!("the layer above takes its own answers"),
+        }
+    }
+
+    /// Does what is due: call after every batch of events.
+    pub fn turn(&mut self, now: Instant, out: &mut Effects) {
+        if self.fenced.is_some() {
+            return;
+        }
+        let due: Vec<_> = self.retries.extract_if(.., |(at, ..)| *at <= now).collect();
+        for (_, what, txn) in due {
+            self.transact(what, txn, out);
+        }
+        self.probe(now, out);
+        self.writer.commit();
+        self.maintain(now, out);
+        let Log { writer, peers, calls, .. } = self;
+        writer.pump(&mut writer::Cx { now, peers, calls, out });
+        self.maintain(now, out);
+        self.repair(now, out);
+        self.reclaim(now, out);
+    }
+
+    /// When [`Log::turn`] wants to be called even if nothing happens.
+    #[must_use]
+    pub fn deadline(&self, now: Instant) -> Option<Instant> {
+        if self.fenced.is_some() {
+            return None;
+        }
+        let waiting = (self.blocked.is_some() && self.register_after > now).then_some(self.register_after);
+        let retry = self.retries.iter().map(|(at, ..)| *at).min();
+        let repair = if self.jobs.len() < crate::limits::REPAIRS_MAX { self.unsynced.values().copied().min() } else { None };
+        let scan = self.peers.iter().any(|(_, p)| p.away_since.is_some()).then_some(self.scan_after);
+        let dead = self.dead.values().chain(self.extra.values()).copied().min();
+        let probe = self.peers.iter().any(|(_, p)| p.up && p.suspect).then_some(self.probe_after);
+        [waiting, retry, repair, scan, probe, dead].into_iter().flatten().min()
+    }
+}

@@ -1,0 +1,163 @@
+//! The agents as one owner sees them: what the cluster says of each, what this owner has met with itself, and until
+//! when each has promised to serve no newer owner.
+
+use crate::ids::{AgentId, Incarnation};
+use crate::limits::{READ_LEASE, READ_LEASE_MARGIN};
+use crate::peer::FreeSpace;
+use crate::time::Instant;
+use std::collections::BTreeMap;
+
+/// An agent as the cluster sees it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct AgentView {
+    /// Which.
+    pub id: AgentId,
+    /// What people call it.
+    pub name: String,
+    /// It runs, as far as its lease in the metadata store tells: a hint.
+    pub up: bool,
+    /// Which run.
+    pub incarnation: Incarnation,
+    /// Its space, some seconds ago.
+    pub space: FreeSpace,
+}
+
+/// An agent as this owner sees it.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// What people call it.
+    pub name: String,
+    /// As in [`AgentView::up`].
+    pub up: bool,
+    /// A request went unanswered and nothing has been heard since.
+    pub suspect: bool,
+    /// Since when it has been down or suspect.
+    pub away_since: Option<Instant>,
+    /// Newest word on its space.
+    pub space: FreeSpace,
+    /// It had no slot when last asked; asked again when its space changes.
+    pub full: bool,
+    /// Until when it serves no newer owner, by this owner's clock, margin taken off.
+    pub lease: Option<Instant>,
+}
+
+/// All agents.
+#[derive(Default, Debug)]
+pub struct Peers(BTreeMap<AgentId, Peer>);
+
+impl Peers {
+    /// Takes over the cluster's view.
+    pub fn update(&mut self, now: Instant, views: &[AgentView]) {
+        for view in views {
+            let peer = self.0.entry(view.id).or_insert_with(|| Peer {
+                name: view.name.clone(),
+                up: false,
+                suspect: false,
+                away_since: Some(now),
+                space: FreeSpace::default(),
+                full: false,
+                lease: None,
+            });
+            peer.name.clone_from(&view.name);
+            peer.up = view.up;
+            if view.space != peer.space {
+                peer.space = view.space;
+                peer.full = view.space.free == 0;
+            }
+            peer.note(now);
+        }
+        for (id, peer) in &mut self.0 {
+            if !views.iter().any(|v| v.id == *id) {
+                peer.up = false;
+                peer.note(now);
+            }
+        }
+    }
+
+    /// One agent.
+    #[must_use]
+    pub fn get(&self, id: AgentId) -> Option<&Peer> {
+        self.0.get(&id)
+    }
+
+    /// All agents.
+    pub fn iter(&self) -> impl Iterator<Item = (AgentId, &Peer)> {
+        self.0.iter().map(|(&id, p)| (id, p))
+    }
+
+    /// The name of an agent for a message.
+    #[must_use]
+    pub fn name(&self, id: AgentId) -> String {
+        self.0.get(&id).map_or_else(|| format!("agent {id}"), |p| format!("{} ({id})", p.name))
+    }
+
+    /// Worth sending to: up, as far as anyone knows. An agent that the cluster has not spoken of yet is.
+    #[must_use]
+    pub fn usable(&self, id: AgentId) -> bool {
+        self.0.get(&id).is_none_or(|p| p.up && !p.suspect)
+    }
+
+    /// May be given new extents.
+    #[must_use]
+    pub fn eligible(&self, id: AgentId) -> bool {
+        self.0.get(&id).is_some_and(|p| p.up && !p.suspect && !p.full)
+    }
+
+    /// A request to it went unanswered. Its leases stand: it gave its word.
+    pub fn suspect(&mut self, now: Instant, id: AgentId) {
+        if let Some(peer) = self.0.get_mut(&id) {
+            peer.suspect = true;
+            peer.note(now);
+        }
+    }
+
+    /// It has answered, or a connection to it stands again.
+    pub fn heard(&mut self, now: Instant, id: AgentId) {
+        if let Some(peer) = self.0.get_mut(&id)
+            && peer.suspect
+        {
+            peer.suspect = false;
+            peer.note(now);
+        }
+    }
+
+    /// It told its space.
+    pub fn space(&mut self, id: AgentId, space: FreeSpace) {
+        if let Some(peer) = self.0.get_mut(&id) {
+            peer.space = space;
+            peer.full = false;
+        }
+    }
+
+    /// It had no slot.
+    pub fn full(&mut self, id: AgentId, space: FreeSpace) {
+        if let Some(peer) = self.0.get_mut(&id) {
+            peer.space = space;
+            peer.full = true;
+        }
+    }
+
+    /// It granted a lease in answer to a request sent at `sent`.
+    pub fn leased(&mut self, id: AgentId, sent: Instant) {
+        if let Some(peer) = self.0.get_mut(&id) {
+            let until = sent + (READ_LEASE - READ_LEASE_MARGIN);
+            peer.lease = peer.lease.max(Some(until));
+        }
+    }
+
+    /// Until when its lease stands.
+    #[must_use]
+    pub fn lease(&self, id: AgentId) -> Instant {
+        self.0.get(&id).and_then(|p| p.lease).unwrap_or_default()
+    }
+}
+
+impl Peer {
+    fn note(&mut self, now: Instant) {
+        match (self.up && !self.suspect, self.away_since) {
+            (true, _) => self.away_since = None,
+            (false, None) => self.away_since = Some(now),
+            (false, Some(_)) => {}
+        }
+    }
+}
