@@ -2,6 +2,24 @@
 //!
 //! | module | what it is |
 //! |---|---|
+//! | [`volume`] | a volume and its one owner, from the claim to the close |
+//! | [`serving`] | the volume while it is open |
+//! | [`io`] | what front ends ask, and get |
+//! | [`record`], [`state`] | what the log's records mean, and what they come to |
 //! | [`map`] | from block address to place in the log |
+//! | [`reads`] | reads under way |
+//! | [`gc`] | emptying extents of which little is needed |
+//! | [`checkpoint`] | the map as extents of its own |
 
+pub mod checkpoint;
+pub mod gc;
+pub mod io;
 pub mod map;
+pub mod reads;
+pub mod record;
+pub mod serving;
+pub mod state;
+pub mod volume;
+
+pub use io::{IoDone, IoError, IoId, IoOp};
+pub use volume::{Effects, Event, Volume, VolumeConfig, VolumeState};
