@@ -218,7 +218,14 @@ impl Gc {
     }
 
     /// Blocks of the victim have come.
-    pub fn on_blocks(&mut self, now: Instant, read: u64, map: &Map, log: &mut Log, result: Result<Response, Unanswered>) {
+    pub fn on_blocks(
+        &mut self,
+        now: Instant,
+        read: u64,
+        map: &Map,
+        log: &mut Log,
+        result: Result<Response, Unanswered>,
+    ) {
         let Some(victim) = &mut self.victim else { return };
         let Some(batch) = victim.reading.remove(&read) else { return };
         let first = batch[0].block;
@@ -229,7 +236,8 @@ impl Gc {
                     let payload = bytes.slice(at..at + live.blocks as usize * BLOCK_SIZE);
                     let record =
                         BlockRecord::Reloc { lba: live.lba, blocks: live.blocks, from: (victim.seq, live.block) };
-                    let item = Item { record: record.encode(), payload: Pieces::from_iter([payload]), cookie: GC_COOKIE };
+                    let item =
+                        Item { record: record.encode(), payload: Pieces::from_iter([payload]), cookie: GC_COOKIE };
                     log.writer.append(Lane::Cold, item);
                     self.underway += 1;
                 }

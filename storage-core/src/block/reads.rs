@@ -163,7 +163,9 @@ impl Reads {
                 }
                 let left = (run.blocks - u64::from(taken)).min(u64::from(READ_BLOCKS_MAX)) as Blocks;
                 let blocks = match retains {
-                    true => 1 + (1..left).take_while(|i| log.writer.retained(seq, block + i).is_none()).count() as Blocks,
+                    true => {
+                        1 + (1..left).take_while(|i| log.writer.retained(seq, block + i).is_none()).count() as Blocks
+                    }
                     false => left,
                 };
                 read.slots.push(Slot::Part(read.parts.len()));
@@ -265,9 +267,9 @@ impl Reads {
                 log.on_damage(now, part.seq, agent, out);
                 Word::Bad
             }
-            Ok(Response::Rejected(
-                Rejection::NoSuchExtent | Rejection::PastEnd { .. } | Rejection::DiskFailed(_),
-            )) => Word::Bad,
+            Ok(Response::Rejected(Rejection::NoSuchExtent | Rejection::PastEnd { .. } | Rejection::DiskFailed(_))) => {
+                Word::Bad
+            }
             Ok(_) => Word::Silent,
             Err(Unanswered) => {
                 log.lose_agent(now, agent, out);

@@ -11,7 +11,9 @@ use super::volume::VolumeState;
 use crate::block::map::Loc;
 use crate::format::{Pieces, Record};
 use crate::ids::{BLOCK_SIZE, Blocks, ExtentSeq, Lba, RpcId, Vseq};
-use crate::limits::{CHECKPOINT_EXTENTS_MIN, FRAME_PAYLOAD_BLOCKS_MAX, FULL_PAUSE, RETRY_PAUSE, SURVEY_PAUSE, TIDY_PAUSE};
+use crate::limits::{
+    CHECKPOINT_EXTENTS_MIN, FRAME_PAYLOAD_BLOCKS_MAX, FULL_PAUSE, RETRY_PAUSE, SURVEY_PAUSE, TIDY_PAUSE,
+};
 use crate::log::{Blocked, Call, Effects, Item, Lane, Log, LogEvent, MetaCall, MetaId, Note};
 use crate::meta::docs::{AckMode, EpochDoc, HeadDoc, decode, encode};
 use crate::meta::{Compare, Entry, MetaError, MetaOp, MetaReply, Revision, Write, keys};
@@ -516,7 +518,9 @@ impl Serving {
 
     fn on_head_answer(&mut self, now: Instant, result: Result<MetaReply, MetaError>, out: &mut Effects) {
         match (self.commit.take(), result) {
-            (Some(Commit::Swapping(head)), Ok(MetaReply::Committed(revision))) => self.on_head(now, head, revision, out),
+            (Some(Commit::Swapping(head)), Ok(MetaReply::Committed(revision))) => {
+                self.on_head(now, head, revision, out)
+            }
             (Some(Commit::Swapping(head)), Err(_)) if mutation::active(Mutation::DeleteOnMetaError) => {
                 self.on_head(now, head, Revision(0), out);
             }
@@ -526,7 +530,9 @@ impl Serving {
                 }
                 self.commit = Some(Commit::Checking(head, now + RETRY_PAUSE));
             }
-            (Some(Commit::Listing(head)), Ok(MetaReply::Listed(entries, _))) => self.on_head_listed(now, head, &entries, out),
+            (Some(Commit::Listing(head)), Ok(MetaReply::Listed(entries, _))) => {
+                self.on_head_listed(now, head, &entries, out)
+            }
             (Some(Commit::Listing(head) | Commit::Checking(head, _)), _) => {
                 self.commit = Some(Commit::Checking(head, now + RETRY_PAUSE));
             }
@@ -590,10 +596,21 @@ impl Serving {
         let tidy = (self.survey.undeclared > 0 && self.checkpoint.is_none()).then(|| self.tidied + TIDY_PAUSE);
         let full = self.full_since.map(|at| at + FULL_PAUSE);
         let survey = (self.logged != self.surveyed).then_some(self.survey.due);
-        let soon = (self.checkpoint.is_some() || self.closing || self.log.blocked().is_some()).then(|| now + RETRY_PAUSE);
-        [self.log.deadline(now), self.log.calls.deadline(), self.reads.deadline(), self.gc.deadline(), commit, tidy, full, survey, soon]
-            .into_iter()
-            .flatten()
-            .min()
+        let soon =
+            (self.checkpoint.is_some() || self.closing || self.log.blocked().is_some()).then(|| now + RETRY_PAUSE);
+        [
+            self.log.deadline(now),
+            self.log.calls.deadline(),
+            self.reads.deadline(),
+            self.gc.deadline(),
+            commit,
+            tidy,
+            full,
+            survey,
+            soon,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 }

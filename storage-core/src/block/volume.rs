@@ -359,7 +359,10 @@ impl Volume {
                 records.reverse();
             }
             if !apply(&mut map, &mut table, seq, frame.offset, &records) {
-                let what = format!("the frame at block {} of extent {seq} holds a record that this program does not know", frame.offset);
+                let what = format!(
+                    "the frame at block {} of extent {seq} holds a record that this program does not know",
+                    frame.offset
+                );
                 return Err(OpenError::Inconsistent(what));
             }
             logged += 1 + records.iter().map(|r| u64::from(r.payload_blocks)).sum::<u64>();
@@ -399,7 +402,10 @@ fn check(table: &Table) -> Result<(), OpenError> {
             return Err(OpenError::Inconsistent(format!("extent {} is declared dead and yet needed", entry.seq)));
         }
         if entry.live > entry.seal().map_or(0, |s| s.length) {
-            return Err(OpenError::Inconsistent(format!("the map refers to more of extent {} than there is", entry.seq)));
+            return Err(OpenError::Inconsistent(format!(
+                "the map refers to more of extent {} than there is",
+                entry.seq
+            )));
         }
     }
     Ok(())

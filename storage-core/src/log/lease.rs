@@ -42,7 +42,8 @@ impl Log {
             return;
         }
         let usable = |x: &&OpenExtent| x.phase == Phase::Ready && x.members.iter().all(|m| self.peers.usable(m.agent));
-        let Some(x) = self.writer.open.values().filter(Self::voucher).filter(usable).max_by_key(|x| self.vouched(x)) else {
+        let Some(x) = self.writer.open.values().filter(Self::voucher).filter(usable).max_by_key(|x| self.vouched(x))
+        else {
             return;
         };
         let agents: Vec<AgentId> = x.members.iter().map(|m| m.agent).collect();

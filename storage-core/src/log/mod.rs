@@ -27,8 +27,8 @@ pub mod table;
 pub mod writer;
 
 pub use calls::{Calls, MetaId};
-pub use table::Table;
 pub use peers::{AgentView, Peers};
+pub use table::Table;
 pub use writer::{Item, Lane, LogEvent, Writer, WriterConfig};
 
 use crate::ids::{AgentId, Blocks, Epoch, ExtentSeq, RpcId, VolumeId};
@@ -191,7 +191,14 @@ pub struct Log {
 impl Log {
     /// A log that continues at `writer`'s place with the extents in `table`.
     #[must_use]
-    pub fn new(config: LogConfig, writer: Writer, table: Table, peers: Peers, ring: Arc<Ring>, epoch_doc: Vec<u8>) -> Log {
+    pub fn new(
+        config: LogConfig,
+        writer: Writer,
+        table: Table,
+        peers: Peers,
+        ring: Arc<Ring>,
+        epoch_doc: Vec<u8>,
+    ) -> Log {
         let unsynced = table
             .iter()
             .filter(|(_, e)| e.seal().is_some() && e.members.iter().any(|m| !m.synced))
@@ -332,7 +339,9 @@ impl Log {
     #[must_use]
     pub fn under_replicated(&self) -> usize {
         let short = |e: &table::Entry| {
-            !e.dead && (e.degraded || e.members.iter().filter(|m| self.peers.usable(m.agent)).count() < self.config.replicas)
+            !e.dead
+                && (e.degraded
+                    || e.members.iter().filter(|m| self.peers.usable(m.agent)).count() < self.config.replicas)
         };
         let unsynced = |e: &table::Entry| e.seal().is_some() && e.members.iter().any(|m| !m.synced);
         self.table.iter().filter(|(_, e)| e.live > 0 && (short(e) || unsynced(e))).count()
@@ -439,7 +448,8 @@ impl Log {
         }
         let waiting = (self.blocked.is_some() && self.register_after > now).then_some(self.register_after);
         let retry = self.retries.iter().map(|(at, ..)| *at).min();
-        let repair = if self.jobs.len() < crate::limits::REPAIRS_MAX { self.unsynced.values().copied().min() } else { None };
+        let repair =
+            if self.jobs.len() < crate::limits::REPAIRS_MAX { self.unsynced.values().copied().min() } else { None };
         let scan = self.peers.iter().any(|(_, p)| p.away_since.is_some()).then_some(self.scan_after);
         let dead = self.dead.values().chain(self.extra.values()).copied().min();
         let probe = self.peers.iter().any(|(_, p)| p.up && p.suspect).then_some(self.probe_after);

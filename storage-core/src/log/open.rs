@@ -83,10 +83,7 @@ impl OpenExtent {
             seq,
             stream,
             cold,
-            members: members
-                .iter()
-                .map(|&agent| Member { agent, created: false, durable: 0, received: 0 })
-                .collect(),
+            members: members.iter().map(|&agent| Member { agent, created: false, durable: 0, received: 0 }).collect(),
             degraded,
             phase: Phase::Registering,
             length: 0,

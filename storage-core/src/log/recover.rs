@@ -353,12 +353,7 @@ impl Recovery {
     }
 
     /// The metadata store's answer.
-    pub fn on_meta(
-        &mut self,
-        now: Instant,
-        id: MetaId,
-        result: Result<MetaReply, MetaError>,
-    ) -> Result<(), OpenError> {
+    pub fn on_meta(&mut self, now: Instant, id: MetaId, result: Result<MetaReply, MetaError>) -> Result<(), OpenError> {
         if self.calls.meta_answered(id).is_none() {
             return Ok(());
         }

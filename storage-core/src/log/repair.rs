@@ -52,7 +52,8 @@ impl Log {
         self.find_deserted(now);
         while self.jobs.len() < REPAIRS_MAX {
             let busy = |seq: &ExtentSeq| self.jobs.values().any(|j| j.seq == *seq);
-            let Some(seq) = self.unsynced.iter().find(|(seq, at)| **at <= now && !busy(seq)).map(|(&seq, _)| seq) else {
+            let Some(seq) = self.unsynced.iter().find(|(seq, at)| **at <= now && !busy(seq)).map(|(&seq, _)| seq)
+            else {
                 return;
             };
             self.unsynced.insert(seq, now + SLOW_RETRY_PAUSE);
@@ -104,7 +105,8 @@ impl Log {
         }
         let grace = self.config.grace;
         let gone = |m: &&Holder| {
-            self.damaged.contains(&(seq, m.agent)) || self.peers.get(m.agent).is_none_or(|p| p.away_since.is_some_and(|at| now.since(at) > grace))
+            self.damaged.contains(&(seq, m.agent))
+                || self.peers.get(m.agent).is_none_or(|p| p.away_since.is_some_and(|at| now.since(at) > grace))
         };
         let instead_of = entry.members.iter().find(gone).map(|m| m.agent);
         if instead_of.is_none() && entry.members.len() >= self.config.replicas {
@@ -156,11 +158,10 @@ impl Log {
                 self.confirm(job.seq, job.target, length, digest, out);
                 None
             }
-            (Step::Seal, Ok(Response::Rejected(Rejection::PastEnd { length: have } | Rejection::Closed { length: have })))
-                if have < length =>
-            {
-                Some(Step::Read { at: have })
-            }
+            (
+                Step::Seal,
+                Ok(Response::Rejected(Rejection::PastEnd { length: have } | Rejection::Closed { length: have })),
+            ) if have < length => Some(Step::Read { at: have }),
             (Step::Seal, Ok(Response::Rejected(Rejection::NoSuchExtent))) => Some(Step::Read { at: 0 }),
             (Step::Read { at }, Ok(Response::Data { bytes, .. })) => {
                 self.fill(now, id, &job, at, bytes, out);
@@ -170,17 +171,19 @@ impl Log {
                 Some(Step::Read { at: at + blocks })
             }
             (Step::Fill { .. }, Ok(Response::Appended { .. })) => Some(Step::Close),
-            (Step::Close, Ok(Response::Sealed { digest, .. })) => match job.instead_of.is_some() || !self.is_member(&job) {
-                true => {
-                    self.enlist(id, digest, out);
-                    return;
+            (Step::Close, Ok(Response::Sealed { digest, .. })) => {
+                match job.instead_of.is_some() || !self.is_member(&job) {
+                    true => {
+                        self.enlist(id, digest, out);
+                        return;
+                    }
+                    false => {
+                        self.confirm(job.seq, job.target, length, digest, out);
+                        out.notes.push(Note::Repaired { extent: job.seq, agent: job.target });
+                        None
+                    }
                 }
-                false => {
-                    self.confirm(job.seq, job.target, length, digest, out);
-                    out.notes.push(Note::Repaired { extent: job.seq, agent: job.target });
-                    None
-                }
-            },
+            }
             (step, Err(Unanswered)) => {
                 let who = if matches!(step, Step::Read { .. }) { job.source } else { job.target };
                 self.lose_agent(now, who, out);
@@ -214,15 +217,7 @@ impl Log {
     }
 
     /// Sends on what was read: whole frames only; what is cut off at the end is read again with the next piece.
-    fn fill(
-        &mut self,
-        now: Instant,
-        id: u64,
-        job: &Job,
-        at: Blocks,
-        bytes: bytes::Bytes,
-        out: &mut Effects,
-    ) {
+    fn fill(&mut self, now: Instant, id: u64, job: &Job, at: Blocks, bytes: bytes::Bytes, out: &mut Effects) {
         let extent = ExtentId { volume: self.config.volume, seq: job.seq };
         let blocks = crate::format::frame::whole_frames(&bytes, extent, at);
         if blocks == 0 {

@@ -147,7 +147,8 @@ impl Table {
             }
             None => {
                 self.entries.push(Some(entry));
-                ExtentIndex::new(self.entries.len() as u32 - 1).expect("a volume has fewer than 16 million extents at a time")
+                ExtentIndex::new(self.entries.len() as u32 - 1)
+                    .expect("a volume has fewer than 16 million extents at a time")
             }
         };
         assert!(self.by_seq.insert(seq, index).is_none(), "extent {seq} is in the table twice");

@@ -264,7 +264,9 @@ impl Writer {
     /// A block of a frame that is still in the window, if (`extent`, `block`) is one.
     #[must_use]
     pub fn retained(&self, extent: ExtentSeq, block: Blocks) -> Option<Bytes> {
-        if let Some(base) = self.unplaced.iter().find(|&&base| self.flight(base).is_some_and(|f| f.covers(extent, block))) {
+        if let Some(base) =
+            self.unplaced.iter().find(|&&base| self.flight(base).is_some_and(|f| f.covers(extent, block)))
+        {
             return self.flight(*base)?.block(extent, block);
         }
         let open = self.open.get(&extent)?;
@@ -368,11 +370,7 @@ impl Writer {
         self.turn = self.turn.wrapping_add(1);
         let turn = self.turn;
         let count = ready.len();
-        ready
-            .iter()
-            .enumerate()
-            .min_by_key(|(i, x)| (x.frames.len(), (i + turn) % count.max(1)))
-            .map(|(_, x)| x.seq)
+        ready.iter().enumerate().min_by_key(|(i, x)| (x.frames.len(), (i + turn) % count.max(1))).map(|(_, x)| x.seq)
     }
 
     /// Gives the frame at `at` in the window its place in `seq` and sends it to all members.

@@ -187,10 +187,7 @@ pub fn merge_extent(table: &mut Table, x: &RecoveredExtent) {
         .doc
         .members
         .iter()
-        .map(|&agent| Holder {
-            agent,
-            synced: known.iter().any(|m| m.agent == agent && m.synced) && digest.is_some(),
-        })
+        .map(|&agent| Holder { agent, synced: known.iter().any(|m| m.agent == agent && m.synced) && digest.is_some() })
         .collect();
     entry.former = x.doc.former.iter().copied().collect();
     entry.degraded = x.doc.degraded;

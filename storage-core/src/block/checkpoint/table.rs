@@ -103,11 +103,8 @@ pub fn decode(bytes: &[u8]) -> Result<(Title, Vec<Entry>), BadPiece> {
     if get_u16(bytes, 8) != VERSION {
         return Err(BadPiece("another version"));
     }
-    let title = Title {
-        volume: VolumeId(get_u64(bytes, 16)),
-        size: get_u64(bytes, 24),
-        vseq: Vseq(get_u64(bytes, 32)),
-    };
+    let title =
+        Title { volume: VolumeId(get_u64(bytes, 16)), size: get_u64(bytes, 24), vseq: Vseq(get_u64(bytes, 32)) };
     let mut rest = &bytes[HEADER..];
     let mut entries = Vec::new();
     for _ in 0..get_u32(bytes, 12) {

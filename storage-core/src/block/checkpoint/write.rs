@@ -117,19 +117,20 @@ impl Checkpoint {
     /// The next piece, made when it is needed.
     fn piece(&mut self) -> Option<&(BlockRecord, Bytes)> {
         if self.ready.is_empty() {
-            let (bytes, record): (Vec<u8>, fn(u32) -> BlockRecord) = if self.written < self.table.len() || self.pieces == 0 {
-                let (bytes, count) = encode(&self.title, &self.table[self.written..], PIECE_BYTES);
-                self.written += count;
-                (bytes, |bytes| BlockRecord::Table { bytes })
-            } else {
-                let mut bytes = Vec::new();
-                let numbers = &self.numbers;
-                let mut number = |index: ExtentIndex| {
-                    ExtentIndex::new(numbers[index.get()]).expect("the map refers to extents of the table alone")
+            let (bytes, record): (Vec<u8>, fn(u32) -> BlockRecord) =
+                if self.written < self.table.len() || self.pieces == 0 {
+                    let (bytes, count) = encode(&self.title, &self.table[self.written..], PIECE_BYTES);
+                    self.written += count;
+                    (bytes, |bytes| BlockRecord::Table { bytes })
+                } else {
+                    let mut bytes = Vec::new();
+                    let numbers = &self.numbers;
+                    let mut number = |index: ExtentIndex| {
+                        ExtentIndex::new(numbers[index.get()]).expect("the map refers to extents of the table alone")
+                    };
+                    self.map_from = self.snapshot.encode(self.map_from?, PIECE_BYTES, &mut number, &mut bytes);
+                    (bytes, |bytes| BlockRecord::Map { bytes })
                 };
-                self.map_from = self.snapshot.encode(self.map_from?, PIECE_BYTES, &mut number, &mut bytes);
-                (bytes, |bytes| BlockRecord::Map { bytes })
-            };
             let record = record(bytes.len() as u32);
             let mut padded = bytes;
             padded.resize(padded.len().next_multiple_of(BLOCK_SIZE), 0);
@@ -221,11 +222,6 @@ impl Checkpoint {
             let members = entry.members.iter().map(|m| m.agent).collect();
             extents.push(SealedExtent { seq, members, length: seal.length, digest });
         }
-        Progress::Written(HeadDoc {
-            epoch: log.writer.epoch(),
-            vseq: self.title.vseq,
-            extents,
-            bytes: self.bytes,
-        })
+        Progress::Written(HeadDoc { epoch: log.writer.epoch(), vseq: self.title.vseq, extents, bytes: self.bytes })
     }
 }
