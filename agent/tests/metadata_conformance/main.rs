@@ -5,8 +5,6 @@
 
 mod bed;
 mod cases;
-mod etcd_faults;
-mod proxy;
 
 macro_rules! conformance {
     ($($case:ident),* $(,)?) => {

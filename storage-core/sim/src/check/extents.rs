@@ -1,0 +1,168 @@
+//! Extents: when they may be written, where they end, when they may go.
+//!
+//! Watches the transactions that the metadata store carries out.
+//!
+//! 1. (I6) An extent is sealed once: a later document of it has the same seal, and all members that are sealed at that
+//!    length report one digest.
+//! 2. (I7, I17) No acknowledged write lies only beyond a seal.
+//! 3. (I13, I14) A member is never asked to delete an extent that is still registered.
+
+use super::Violation;
+use super::frames::{Frames, Place};
+use super::history::History;
+use crate::payload::WriteNo;
+use std::collections::BTreeMap;
+use torus_core::format::Digest;
+use torus_core::ids::{AgentId, Blocks, ExtentId, Lba, VolumeId};
+use torus_core::meta::docs::{self, ExtentDoc, Seal};
+use torus_core::meta::{Txn, Write, keys};
+
+/// What is known of one extent.
+#[derive(Debug, Clone)]
+struct Known {
+    /// Every ensemble it was registered with.
+    ensembles: Vec<Vec<AgentId>>,
+    seal: Option<Seal>,
+    digest: Option<(Blocks, Digest)>,
+    /// Its key is in the store.
+    registered: bool,
+}
+
+/// All extents that were ever registered.
+#[derive(Debug)]
+pub struct Extents {
+    volume: VolumeId,
+    known: BTreeMap<ExtentId, Known>,
+}
+
+impl Extents {
+    /// Of one volume.
+    #[must_use]
+    pub fn new(volume: VolumeId) -> Self {
+        Self { volume, known: BTreeMap::new() }
+    }
+
+    /// The store has carried out `txn`.
+    ///
+    /// # Errors
+    /// I6, I7.
+    pub fn committed(&mut self, txn: &Txn, frames: &Frames, history: &History) -> Result<(), Violation> {
+        let prefix = keys::extents(self.volume);
+        for write in &txn.then {
+            let (Write::Put { key, .. } | Write::Delete(key)) = write;
+            let Some(seq) = key.starts_with(&prefix).then(|| keys::parse_extent(key)).flatten() else { continue };
+            let extent = ExtentId { volume: self.volume, seq };
+            match write {
+                Write::Put { value, .. } => match docs::decode::<ExtentDoc>(key, value) {
+                    Ok(doc) => self.put(extent, doc, frames, history)?,
+                    Err(error) => return Violation::new("I6", format!("an owner wrote nonsense: {error}")),
+                },
+                Write::Delete(_) => {
+                    if let Some(known) = self.known.get_mut(&extent) {
+                        known.registered = false;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, extent: ExtentId, doc: ExtentDoc, frames: &Frames, history: &History) -> Result<(), Violation> {
+        let fresh = Known { ensembles: Vec::new(), seal: None, digest: None, registered: false };
+        let known = self.known.entry(extent).or_insert(fresh);
+        if !known.registered && !known.ensembles.is_empty() {
+            return Violation::new("I13", format!("extent {extent} is registered a second time"));
+        }
+        known.registered = true;
+        if !known.ensembles.contains(&doc.members) {
+            known.ensembles.push(doc.members);
+        }
+        match (known.seal, doc.sealed) {
+            (Some(old), new) if new != Some(old) => {
+                Violation::new("I6", format!("extent {extent} was sealed as {old:?} and is now {new:?}"))
+            }
+            (None, Some(seal)) => {
+                known.seal = Some(seal);
+                self.sealed(extent, seal, frames, history)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A seal leaves nothing acknowledged behind: I7.
+    fn sealed(&self, extent: ExtentId, seal: Seal, frames: &Frames, history: &History) -> Result<(), Violation> {
+        for (place, seen) in frames.of(extent).filter(|(place, _)| place.1 >= seal.length) {
+            for (no, lba) in &seen.writes {
+                if history.is_settled(*no, *lba) && !self.lies_elsewhere(*no, *lba, frames) {
+                    let what = format!(
+                        "extent {extent} is sealed at block {}, below write {} at block {}",
+                        seal.length, no.0, place.1
+                    );
+                    return Violation::new("I7", what);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn lies_elsewhere(&self, no: WriteNo, lba: Lba, frames: &Frames) -> bool {
+        frames.places(no, lba).iter().any(|place| self.is_valid(*place))
+    }
+
+    /// Whether the frame at a place belongs to its extent for all that is known now.
+    fn is_valid(&self, (extent, offset): Place) -> bool {
+        self.known.get(&extent).is_some_and(|known| known.seal.is_none_or(|seal| offset < seal.length))
+    }
+
+    /// A write was acknowledged in `durable` mode: its blocks must be where the promise says.
+    ///
+    /// # Errors
+    /// I5 when they lie in no registered extent, I1 when not on the whole ensemble of one.
+    pub fn write_acked(&self, no: WriteNo, history: &History, frames: &Frames) -> Result<(), Violation> {
+        let (lba, blocks) = history.range_of(no);
+        for at in lba.0..lba.0 + u64::from(blocks) {
+            let places = frames.places(no, Lba(at));
+            if !places.iter().any(|(extent, _)| self.known.contains_key(extent)) {
+                let what = format!("write {} is acknowledged, and block {at} of it lies in no registered extent", no.0);
+                return Violation::new("I5", what);
+            }
+            if !places.iter().any(|place| self.is_whole(*place, frames)) {
+                let what =
+                    format!("write {} is acknowledged, and block {at} of it is not durable on all members", no.0);
+                return Violation::new("I1", what);
+            }
+        }
+        Ok(())
+    }
+
+    fn is_whole(&self, place: Place, frames: &Frames) -> bool {
+        let (Some(known), Some(seen)) = (self.known.get(&place.0), frames.at(place)) else { return false };
+        known.ensembles.iter().any(|members| members.iter().all(|member| seen.durable_on.contains(member)))
+    }
+
+    /// A member says that its copy is closed.
+    ///
+    /// # Errors
+    /// I6.
+    pub fn member_sealed(&mut self, extent: ExtentId, length: Blocks, digest: Digest) -> Result<(), Violation> {
+        let Some(known) = self.known.get_mut(&extent) else { return Ok(()) };
+        let (first_length, first) = *known.digest.get_or_insert((length, digest));
+        if first_length == length && first != digest {
+            return Violation::new("I6", format!("extent {extent} has two digests at block {length}"));
+        }
+        Ok(())
+    }
+
+    /// A member is about to give the slot of `extent` back.
+    ///
+    /// # Errors
+    /// I13.
+    pub fn deleted(&self, extent: ExtentId) -> Result<(), Violation> {
+        match self.known.get(&extent) {
+            Some(known) if known.registered => {
+                Violation::new("I13", format!("extent {extent} is deleted while it is still registered"))
+            }
+            _ => Ok(()),
+        }
+    }
+}

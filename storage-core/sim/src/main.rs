@@ -1,0 +1,180 @@
+//! `torus-sim`: runs seeds, prints what broke and how to see it again.
+
+use clap::{Parser, ValueEnum};
+use std::io::Write as _;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+use torus_sim::batch::{Batch, Outcome};
+use torus_sim::{Kind, Options, run};
+
+/// Simulate clusters from seeds and check every promise.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Args {
+    /// How many seeds to run.
+    #[arg(long, default_value_t = 200)]
+    seeds: u64,
+    /// The first seed.
+    #[arg(long, default_value_t = 1)]
+    from: u64,
+    /// Worlds at a time; as many as there are processors unless given.
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Which owner drives the agents.
+    #[arg(long, value_enum, default_value_t = OwnerArg::Volume)]
+    owner: OwnerArg,
+    /// Print everything that happens; one seed at a time.
+    #[arg(long)]
+    trace: bool,
+    /// Run each seed twice and compare.
+    #[arg(long)]
+    twice: bool,
+    /// Go on after a failure.
+    #[arg(long)]
+    keep_going: bool,
+    /// Give the cores one deliberate defect after the other, and say which seed catches each.
+    #[arg(long)]
+    mutations: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum OwnerArg {
+    /// The block volume.
+    Volume,
+    /// A small owner for the member core by itself.
+    Scripted,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let kind = match args.owner {
+        OwnerArg::Volume => Kind::Volume,
+        OwnerArg::Scripted => Kind::Scripted,
+    };
+    if args.mutations {
+        return mutations(&args);
+    }
+    if args.trace {
+        return trace(&args, kind);
+    }
+    if args.twice {
+        return twice(&args, kind);
+    }
+    seeds(&args, kind)
+}
+
+fn threads(args: &Args) -> usize {
+    args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get))
+}
+
+fn seeds(args: &Args, kind: Kind) -> ExitCode {
+    let begun = Instant::now();
+    let done = AtomicU64::new(0);
+    let batch = Batch {
+        from: args.from,
+        seeds: args.seeds,
+        threads: threads(args),
+        kind,
+        mutation: None,
+        stop: !args.keep_going,
+    };
+    quiet_panics();
+    let outcome = batch.run(|_, failure| {
+        let done = done.fetch_add(1, Ordering::Relaxed) + 1;
+        if let Some(failure) = failure {
+            eprintln!("\r{failure}");
+        } else if done.is_multiple_of(50) {
+            eprint!("\r{done} of {} seeds, {:.0} a second ", args.seeds, done as f64 / begun.elapsed().as_secs_f64());
+            let _ = std::io::stderr().flush();
+        }
+    });
+    report(&outcome, begun);
+    if outcome.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn report(outcome: &Outcome, begun: Instant) {
+    let (totals, took) = (outcome.totals, begun.elapsed().as_secs_f64());
+    let Outcome { passed, failures, .. } = outcome;
+    println!("\r{passed} seeds passed, {} failed, in {took:.1} s", failures.len());
+    println!(
+        "{} operations acknowledged over {} openings, {} faults and {} corrupted blocks; {} slots given back; \
+         {} events in {:.1} h of world time",
+        totals.acked,
+        totals.opens,
+        totals.faults,
+        totals.corruptions,
+        totals.deletes,
+        totals.events,
+        totals.world_ms as f64 / 3.6e6
+    );
+    for failure in failures {
+        println!("  seed {}: {} {}", failure.seed, failure.invariant, failure.what);
+    }
+}
+
+fn trace(args: &Args, kind: Kind) -> ExitCode {
+    for seed in args.from..args.from + args.seeds {
+        let options = Options::draw(seed, kind);
+        println!("seed {seed}: {options}");
+        match run(seed, options, None, true) {
+            Ok(report) => println!("{report:#?}"),
+            Err(failure) => {
+                println!("{failure}");
+                return ExitCode::FAILURE;
+            }
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+fn twice(args: &Args, kind: Kind) -> ExitCode {
+    for seed in args.from..args.from + args.seeds {
+        let first = run(seed, Options::draw(seed, kind), None, false);
+        let second = run(seed, Options::draw(seed, kind), None, false);
+        match (first, second) {
+            (Ok(first), Ok(second)) if first == second => {}
+            (first, second) => {
+                println!("seed {seed} differs from itself or fails:\n{first:?}\n{second:?}");
+                return ExitCode::FAILURE;
+            }
+        }
+    }
+    println!("{} seeds ran twice alike", args.seeds);
+    ExitCode::SUCCESS
+}
+
+/// Failures are reported as such, not as a thread's last words.
+fn quiet_panics() {
+    std::panic::set_hook(Box::new(|_| {}));
+}
+
+#[cfg(not(feature = "mutations"))]
+fn mutations(_: &Args) -> ExitCode {
+    eprintln!("torus-sim: the cores were built without their defects: build with `--features mutations`");
+    ExitCode::FAILURE
+}
+
+#[cfg(feature = "mutations")]
+fn mutations(args: &Args) -> ExitCode {
+    let mut escaped = 0;
+    quiet_panics();
+    println!("{:<26} {:<9} {:>8} {:>6}  caught by", "defect", "owner", "seed", "");
+    for (mutation, kind) in torus_sim::mutation::all() {
+        let threads = threads(args);
+        let batch = Batch { from: args.from, seeds: args.seeds, threads, kind, mutation: Some(mutation), stop: true };
+        let outcome = batch.run(|_, _| {});
+        let kind = format!("{kind:?}").to_lowercase();
+        match outcome.failures.first() {
+            Some(failure) => {
+                let what: String = failure.what.chars().take(110).collect();
+                println!("{:<26} {kind:<9} {:>8} {:>6}  {what}", mutation.name(), failure.seed, failure.invariant);
+            }
+            None => {
+                escaped += 1;
+                println!("{:<26} {kind:<9} {:>8} {:>6}  NOT CAUGHT in {} seeds", mutation.name(), "-", "-", args.seeds);
+            }
+        }
+    }
+    if escaped == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
