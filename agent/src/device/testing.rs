@@ -1,8 +1,11 @@
 //! A stand-in device: sparse memory. For tests and measurements of front ends alone; it keeps nothing and replicates
 //! nothing, so no product code may reach for it.
+//!
+//! It copies what is written into place and what is read out of it, as `nbdkit memory` does, so that the two differ by
+//! the front end alone.
 
 use super::{BlockDevice, DeviceInfo, IoError, IoErrorKind, StatusExtent, push_extent, push_zeros};
-use bytes::Bytes;
+use bytes::BytesMut;
 use std::cell::{Cell, RefCell};
 use torus_core::format::Pieces;
 use torus_core::ids::{BLOCK_BYTES, BLOCK_SIZE};
@@ -17,7 +20,16 @@ enum Block {
     Hole,
     /// Zeros that keep their space.
     Zeros,
-    Data(Bytes),
+    Data(Box<[u8]>),
+}
+
+impl Block {
+    fn data(&self) -> Option<&[u8]> {
+        match self {
+            Block::Data(bytes) => Some(bytes),
+            Block::Hole | Block::Zeros => None,
+        }
+    }
 }
 
 /// A device of 4 KiB blocks in memory. A block that was never written takes no payload memory.
@@ -119,11 +131,16 @@ impl BlockDevice for MemoryDevice {
     async fn read(&self, offset: u64, len: u32) -> Result<Pieces, IoError> {
         let range = self.check(offset, len.into(), false)?;
         let mut pieces = Pieces::new();
-        for block in &self.blocks.borrow()[range] {
-            match block {
-                Block::Data(bytes) => pieces.push(bytes.clone()),
-                Block::Hole | Block::Zeros => push_zeros(&mut pieces, BLOCK_SIZE),
+        let blocks = self.blocks.borrow();
+        for run in blocks[range].chunk_by(|a, b| a.data().is_some() == b.data().is_some()) {
+            let len = run.len() * BLOCK_SIZE;
+            if run[0].data().is_none() {
+                push_zeros(&mut pieces, len);
+                continue;
             }
+            let mut bytes = BytesMut::with_capacity(len);
+            run.iter().filter_map(Block::data).for_each(|data| bytes.extend_from_slice(data));
+            pieces.push(bytes.freeze());
         }
         Ok(pieces)
     }
@@ -132,10 +149,12 @@ impl BlockDevice for MemoryDevice {
         let range = self.check(offset, data.iter().map(|p| p.len() as u64).sum(), true)?;
         assert!(data.iter().all(|p| p.len().is_multiple_of(BLOCK_SIZE)), "each piece is made of whole blocks");
         let mut blocks = self.blocks.borrow_mut();
-        // Copied, so that a block kept for long does not keep the whole receive buffer it arrived in.
         let chunks = data.iter().flat_map(|piece| piece.chunks_exact(BLOCK_SIZE));
         for (block, bytes) in blocks[range].iter_mut().zip(chunks) {
-            *block = Block::Data(Bytes::copy_from_slice(bytes));
+            match block {
+                Block::Data(data) => data.copy_from_slice(bytes),
+                Block::Hole | Block::Zeros => *block = Block::Data(bytes.into()),
+            }
         }
         self.durable_writes.set(self.durable_writes.get() + u64::from(fua));
         Ok(())
@@ -161,7 +180,7 @@ impl BlockDevice for MemoryDevice {
         let range = self.check(offset, len, false)?;
         let mut extents = Vec::new();
         for block in &self.blocks.borrow()[range] {
-            let (hole, zero) = (matches!(block, Block::Hole), !matches!(block, Block::Data(_)));
+            let (hole, zero) = (matches!(block, Block::Hole), block.data().is_none());
             push_extent(&mut extents, StatusExtent { len: BLOCK_BYTES, hole, zero });
             if extents.len() > STATUS_EXTENTS_MAX {
                 extents.pop();

@@ -3,9 +3,10 @@
 
 use nix::sys::stat::{Mode, fchmod};
 use socket2::{Domain, SockAddr, Socket, TcpKeepalive, Type};
+use std::fs::Permissions;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream, UnixListener};
@@ -63,7 +64,8 @@ pub(super) fn unix(path: &Path, mode: u32) -> Result<(UnixListener, SocketFile),
     let address = SockAddr::unix(path).map_err(|_| ListenError::PathTooLong(path.into()))?;
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None).map_err(failed)?;
     socket.set_nonblocking(true).map_err(failed)?;
-    // On Linux a socket's own mode is what its file is made with, so there is no moment at which others may connect.
+    // On Linux a socket's own mode, less the umask, is what its file is made with, so there is no moment at which more
+    // may connect than are meant to.
     fchmod(&socket, Mode::from_bits_truncate(mode)).map_err(|error| failed(error.into()))?;
     if let Err(error) = socket.bind(&address) {
         if error.kind() != io::ErrorKind::AddrInUse {
@@ -74,6 +76,7 @@ pub(super) fn unix(path: &Path, mode: u32) -> Result<(UnixListener, SocketFile),
     }
     let inode = std::fs::symlink_metadata(path).map_err(failed)?.ino();
     let file = SocketFile { path: path.into(), inode };
+    std::fs::set_permissions(path, Permissions::from_mode(mode)).map_err(failed)?;
     socket.listen(BACKLOG).map_err(failed)?;
     let listener = UnixListener::from_std(socket.into()).map_err(failed)?;
     Ok((listener, file))
@@ -128,7 +131,6 @@ pub(super) fn prepare(stream: &TcpStream) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
 
     #[tokio::test]
     async fn a_socket_in_use_is_refused_and_a_stale_one_replaced() {
