@@ -359,3 +359,6 @@ where
         self.in_flight.push((self.carry_out)(self.device.clone(), header, command, data, price));
     }
 }
+
+#[cfg(test)]
+mod tests;
