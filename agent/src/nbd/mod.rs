@@ -11,7 +11,8 @@
 //!    `NBD_IN_FLIGHT_REQUESTS_MAX` requests, counted until the last byte of the reply is with the kernel. At the bound
 //!    the socket is not read; nothing is refused for it.
 //! 3. What a client sends wrong hurts that client alone: an error by the specification, or a closed connection.
-//! 4. A request that reached the device is driven to its end, whether or not its client is still there.
+//! 4. A request that reached the device is driven to its end, whether or not its client is still there; only when the
+//!    grace of [`Server::stop`] or [`Server::remove`] is over is it left to the device.
 //! 5. Stopping takes no more requests, answers those that were taken, then closes.
 //!
 //! What is *not* here: TLS; ordering between overlapping requests in flight (the protocol leaves it to the client); and

@@ -61,6 +61,7 @@ struct Shared<D> {
     stopping: Stopping,
     connections: Rc<Count>,
     doors: Rc<Count>,
+    handshake_time_max: Duration,
 }
 
 struct Served<D> {
@@ -165,11 +166,16 @@ impl<D: BlockDevice + 'static> Server<D> {
     /// A server without exports that listens nowhere.
     #[must_use]
     pub fn new() -> Self {
+        Self::with_handshake_time(NBD_HANDSHAKE_TIME_MAX)
+    }
+
+    fn with_handshake_time(handshake_time_max: Duration) -> Self {
         let shared = Shared {
             exports: RefCell::default(),
             stopping: Stopping::new(),
             connections: Rc::default(),
             doors: Rc::default(),
+            handshake_time_max,
         };
         Self { shared: Rc::new(shared) }
     }
@@ -329,7 +335,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let negotiated = {
-        let negotiating = timeout(NBD_HANDSHAKE_TIME_MAX, negotiate(&mut stream, &**shared));
+        let negotiating = timeout(shared.handshake_time_max, negotiate(&mut stream, &**shared));
         match shared.stopping.drain.run_until_cancelled(negotiating).await {
             None => return,
             Some(Err(_)) => return tracing::info!(client, "NBD client closed: it took too long to negotiate"),
@@ -361,3 +367,6 @@ fn report(client: &str, error: &ConnectionError) {
     let cause = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
     tracing::info!(client, cause, "NBD client closed: {error}");
 }
+
+#[cfg(test)]
+mod tests;

@@ -306,11 +306,10 @@ fn a_stream_that_breaks_off_or_is_garbage_is_reported() {
         client.send(&[1; 100]).await;
         client.socket.shutdown().await.unwrap();
         assert!(matches!(client.closes().await, Err(ConnectionError::Socket(_))));
-        assert_eq!(device.memory.block_status(0, 4096).await.unwrap()[0], StatusExtent {
-            len: 4096,
-            hole: true,
-            zero: true
-        });
+        assert_eq!(
+            device.memory.block_status(0, 4096).await.unwrap()[0],
+            StatusExtent { len: 4096, hole: true, zero: true }
+        );
 
         let mut client = Client::new(device.clone(), false, 1 << 20);
         client.send(&request(0, READ, 1, 0, 4096)).await;
