@@ -4,4 +4,7 @@ pub mod clock;
 pub mod device;
 pub mod metadata;
 pub mod nbd;
+pub mod process;
+pub mod storage;
 pub mod tdp;
+pub mod units;

@@ -24,6 +24,8 @@ pub const FILL_BLOCKS_MAX: Blocks = FRAME_BLOCKS_MAX;
 
 /// Most copies of an extent.
 pub const REPLICAS_MAX: usize = 7;
+/// Copies of an extent in a cluster that was not told how many.
+pub const REPLICAS_DEFAULT: u8 = 2;
 /// Agents that a ring can have.
 pub const RING_AGENTS_MAX: usize = 4096;
 /// Largest weight of an agent in a ring: far more than it can have slots, and all of them together still fit 64 bits.
@@ -71,6 +73,10 @@ pub const TDP_GREETING_BYTES_MAX: usize = 4096;
 pub const TDP_TEXT_BYTES_MAX: usize = 512;
 /// What a TDP connection reads ahead.
 pub const TDP_STAGING_BYTES: usize = 128 * 1024;
+/// Bytes of buffers that an agent keeps for later use.
+pub const AGENT_BUFFERS_IDLE_BYTES: usize = 32 << 20;
+/// Questions that wait for an agent's data plane.
+pub const AGENT_COMMANDS_MAX: usize = 16;
 /// Connections that an agent takes.
 pub const TDP_CONNECTIONS_MAX: usize = 1024;
 /// Bytes of requests and answers that an agent holds for one connection before it reads no more from it: four times

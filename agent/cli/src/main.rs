@@ -15,9 +15,9 @@ mod commands;
 mod failure;
 mod output;
 mod profile;
-mod units;
 
 use std::process::ExitCode;
+use torus_agent::units;
 
 fn main() -> ExitCode {
     let args = args::parse();

@@ -63,6 +63,8 @@ struct Shared {
     /// Something was held back because of `held`, and may now go on.
     held_back: Cell<bool>,
     stopping: Cell<bool>,
+    /// A connection has ended while stopping.
+    ended: Notify,
     acceptors: RefCell<Vec<AbortHandle>>,
     stats: Arc<ServerStats>,
 }
@@ -114,6 +116,7 @@ impl Server {
             held: Cell::new(0),
             held_back: Cell::new(false),
             stopping: Cell::new(false),
+            ended: Notify::new(),
             acceptors: RefCell::default(),
             stats: Arc::default(),
         };
@@ -208,12 +211,17 @@ impl Server {
         }
     }
 
-    /// Whether all requests are answered and all answers sent.
+    /// Whether all requests are answered and, after [`Server::stop`], all answers sent and all connections closed.
     #[must_use]
     pub fn is_drained(&self) -> bool {
         self.shared.open.borrow().is_empty()
             && self.shared.arrived.borrow().is_empty()
-            && self.shared.connections.borrow().iter().all(|(_, c)| c.link.queued() == 0)
+            && (self.shared.connections.borrow().is_empty() || !self.shared.stopping.get())
+    }
+
+    /// Waits until a connection has ended after [`Server::stop`]. Cancel safe.
+    pub async fn ended(&self) {
+        self.shared.ended.notified().await;
     }
 
     /// Bytes held for all connections: open requests and queued answers.
@@ -245,7 +253,6 @@ impl Shared {
         let mut name = String::new();
         let end = self.run(&connection, &mut source, full, &mut name).await;
         connection.gone.set(true);
-        self.connections.borrow_mut().remove(place);
         match &end {
             End::Closed | End::Stopping => tracing::debug!(peer, name, "TDP connection ended: {end}"),
             End::Io(_) => tracing::info!(peer, name, "TDP connection lost: {end}"),
@@ -262,6 +269,8 @@ impl Shared {
         }
         // Requests that are still open hold the connection, but nobody waits for their answers.
         connection.link.shutdown();
+        self.connections.borrow_mut().remove(place);
+        self.ended.notify_one();
         Ok(())
     }
 

@@ -9,11 +9,8 @@ use crate::units::Size;
 use serde::Serialize;
 use torus_agent::metadata;
 use torus_core::ids::{BLOCK_BYTES, Blocks, ClusterId};
-use torus_core::limits::{EXTENT_BLOCKS_DEFAULT, EXTENT_BLOCKS_MAX, EXTENT_BLOCKS_MIN};
+use torus_core::limits::{EXTENT_BLOCKS_DEFAULT, EXTENT_BLOCKS_MAX, EXTENT_BLOCKS_MIN, REPLICAS_DEFAULT};
 use torus_core::meta::docs::ClusterDoc;
-
-/// Copies of a volume's data where nobody says otherwise.
-const REPLICAS_DEFAULT: u8 = 2;
 
 /// What the cluster is to be.
 #[derive(clap::Args, Debug)]
