@@ -21,5 +21,8 @@ pub mod serving;
 pub mod state;
 pub mod volume;
 
+#[cfg(test)]
+mod tests;
+
 pub use io::{IoDone, IoError, IoId, IoOp};
 pub use volume::{Effects, Event, Volume, VolumeConfig, VolumeState};

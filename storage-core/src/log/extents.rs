@@ -17,6 +17,14 @@ use crate::mutation::{self, Mutation};
 use crate::peer::{Class, Rejection, Request, Response, Unanswered};
 use crate::time::Instant;
 
+/// What makes room may use the last of it.
+fn class(stream: Stream, cold: bool) -> Class {
+    match stream {
+        Stream::Log if !cold => Class::Data,
+        Stream::Log | Stream::Checkpoint => Class::Reserve,
+    }
+}
+
 impl Log {
     /// Seals what is drained and registers what will be needed.
     pub(super) fn maintain(&mut self, now: Instant, out: &mut Effects) {
@@ -33,23 +41,23 @@ impl Log {
             let have = self.writer.open.values().filter(coming).count();
             let want = match cold {
                 false => (self.writer.width + 1).max(have + usize::from(self.writer.stuck())),
-                true => usize::from(self.cold_wanted || self.writer.queued().1 > 0),
+                // Also where data is refused: trims and read leases need an extent that may use the reserve.
+                true => usize::from(
+                    self.cold_wanted || self.writer.queued().1 > 0 || self.refusal == Some(Blocked::NoSpace),
+                ),
             };
-            if have < want && self.register_after <= now {
+            if have < want && self.register_after.get(class(Stream::Log, cold)) <= now {
                 self.register(now, want - have, Stream::Log, cold, out);
             }
         }
         let starved = self.writer.starved(false) || self.writer.starved(true);
-        if !starved {
-            self.blocked = None;
-        } else if self.blocked.is_none() && !self.retries.is_empty() {
-            self.blocked = Some(Blocked::Metadata);
-        }
+        let metadata = (!self.retries.is_empty()).then_some(Blocked::Metadata);
+        self.blocked = metadata.or(self.refusal).filter(|_| starved);
     }
 
     /// Registers an extent for a checkpoint, if that can be done now.
     pub fn register_checkpoint(&mut self, now: Instant, out: &mut Effects) -> Vec<ExtentSeq> {
-        match self.register_after <= now {
+        match self.register_after.get(Class::Reserve) <= now {
             true => self.register(now, 1, Stream::Checkpoint, false, out),
             false => Vec::new(),
         }
@@ -64,16 +72,19 @@ impl Log {
         cold: bool,
         out: &mut Effects,
     ) -> Vec<ExtentSeq> {
+        let class = class(stream, cold);
         let mut drawn = Vec::new();
         let mut puts = Vec::new();
         for _ in 0..count {
             let seq = self.draw();
             let id = ExtentId { volume: self.config.volume, seq };
-            let ensemble = self.ring.place(id, self.config.replicas, |agent| self.peers.eligible(agent));
+            let ensemble = self.ring.place(id, self.config.replicas, |agent| self.peers.eligible(agent, class));
             if ensemble.members.len() < self.config.min_replicas.max(1) {
-                let full = self.peers.iter().any(|(id, p)| self.peers.usable(id) && p.full);
-                self.blocked = Some(if full { Blocked::NoSpace } else { Blocked::TooFewAgents });
-                self.register_after = now + RETRY_PAUSE;
+                let full = self.peers.iter().any(|(id, p)| self.peers.usable(id) && p.full_at.is_some());
+                if stream == Stream::Log {
+                    self.refusal = Some(if full { Blocked::NoSpace } else { Blocked::TooFewAgents });
+                }
+                self.register_after.put_off(class, now + RETRY_PAUSE);
                 break;
             }
             let degraded = ensemble.degraded || ensemble.members.len() < self.config.replicas;
@@ -121,7 +132,7 @@ impl Log {
                 continue;
             }
             x.phase = Phase::Creating;
-            let class = if x.cold || x.stream == Stream::Checkpoint { Class::Reserve } else { Class::Data };
+            let class = class(x.stream, x.cold);
             let extent = ExtentId { volume: self.config.volume, seq };
             let stream = x.stream;
             for agent in members {
@@ -139,6 +150,7 @@ impl Log {
         result: Result<Response, Unanswered>,
         out: &mut Effects,
     ) {
+        let mut refusal = Blocked::TooFewAgents;
         match result {
             Ok(Response::Created { free }) => {
                 self.peers.heard(now, agent);
@@ -149,16 +161,25 @@ impl Log {
                 }
                 if x.phase == Phase::Creating && x.members.iter().all(|m| m.created) {
                     x.phase = Phase::Ready;
+                    if x.stream == Stream::Log && !x.cold {
+                        self.refusal = None;
+                    }
                 }
                 return;
             }
             Ok(Response::Rejected(Rejection::Fenced { epoch })) => return self.fence(epoch, out),
-            Ok(Response::Rejected(Rejection::NoSpace { free })) => self.peers.full(agent, free),
+            Ok(Response::Rejected(Rejection::NoSpace { free })) => {
+                refusal = Blocked::NoSpace;
+                self.peers.full(agent, free);
+            }
             Ok(Response::Rejected(Rejection::DiskFailed(_))) => self.peers.full(agent, Default::default()),
             Ok(_) => {}
             Err(Unanswered) => self.lose_agent(now, agent, out),
         }
-        self.register_after = self.register_after.max(now + RETRY_PAUSE / 10);
+        if let Some(x) = self.writer.open.get(&seq) {
+            self.refusal = Some(refusal);
+            self.register_after.put_off(class(x.stream, x.cold), now + RETRY_PAUSE / 10);
+        }
         self.writer.lose_extent(seq);
     }
 

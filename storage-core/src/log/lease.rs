@@ -41,11 +41,10 @@ impl Log {
         if self.fenced.is_some() || self.lease_until() > now + READ_LEASE / 2 {
             return;
         }
-        let usable = |x: &&OpenExtent| x.phase == Phase::Ready && x.members.iter().all(|m| self.peers.usable(m.agent));
-        let Some(x) = self.writer.open.values().filter(Self::voucher).filter(usable).max_by_key(|x| self.vouched(x))
-        else {
-            return;
-        };
+        // One whose members all seem to be there; failing that any, as asking is what shows that a member is gone.
+        let usable = |x: &OpenExtent| x.members.iter().all(|m| self.peers.usable(m.agent));
+        let ready = self.writer.open.values().filter(|x| x.stream == Stream::Log && x.phase == Phase::Ready);
+        let Some(x) = ready.max_by_key(|x| (usable(x), self.vouched(x))) else { return };
         let agents: Vec<AgentId> = x.members.iter().map(|m| m.agent).collect();
         for agent in agents {
             if self.peers.lease(agent) <= now + READ_LEASE / 2 && self.leasing.insert(agent) {

@@ -34,7 +34,7 @@ pub use writer::{Item, Lane, LogEvent, Writer, WriterConfig};
 use crate::ids::{AgentId, Blocks, Epoch, ExtentSeq, RpcId, VolumeId};
 use crate::meta::docs::AckMode;
 use crate::meta::{MetaOp, Revision, Txn};
-use crate::peer::{FreeSpace, Request};
+use crate::peer::{Class, FreeSpace, Request};
 use crate::ring::Ring;
 use crate::time::{Duration, Instant};
 use std::collections::{BTreeMap, BTreeSet};
@@ -144,6 +144,29 @@ pub struct LogConfig {
     pub grace: Duration,
 }
 
+/// Before when no extent of a class is asked for again: what is refused to one class may be granted to the other.
+#[derive(Clone, Copy, Default, Debug)]
+struct Pauses {
+    data: Instant,
+    reserve: Instant,
+}
+
+impl Pauses {
+    fn get(&self, class: Class) -> Instant {
+        match class {
+            Class::Data => self.data,
+            Class::Reserve => self.reserve,
+        }
+    }
+
+    fn put_off(&mut self, class: Class, at: Instant) {
+        match class {
+            Class::Data => self.data = self.data.max(at),
+            Class::Reserve => self.reserve = self.reserve.max(at),
+        }
+    }
+}
+
 /// Why the log cannot go on for now.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Blocked {
@@ -173,7 +196,9 @@ pub struct Log {
     drawn: u64,
     cold_wanted: bool,
     blocked: Option<Blocked>,
-    register_after: Instant,
+    /// Why the last extent that was wanted could not be had.
+    refusal: Option<Blocked>,
+    register_after: Pauses,
     retries: Vec<(Instant, LogTxn, Txn)>,
     unsynced: BTreeMap<ExtentSeq, Instant>,
     jobs: BTreeMap<u64, repair::Job>,
@@ -219,7 +244,8 @@ impl Log {
             drawn: 0,
             cold_wanted: false,
             blocked: None,
-            register_after: Instant::default(),
+            refusal: None,
+            register_after: Pauses::default(),
             retries: Vec::new(),
             unsynced,
             jobs: BTreeMap::new(),
@@ -289,7 +315,7 @@ impl Log {
     /// The cluster's view has changed.
     pub fn on_agents(&mut self, now: Instant, views: &[AgentView]) {
         self.peers.update(now, views);
-        self.register_after = now;
+        self.register_after = Pauses::default();
     }
 
     /// A new ring is in force.
@@ -300,7 +326,7 @@ impl Log {
     /// A connection to `agent` stands.
     pub fn on_peer_up(&mut self, now: Instant, agent: AgentId) {
         self.peers.heard(now, agent);
-        self.register_after = now;
+        self.register_after = Pauses::default();
         for at in self.unsynced.values_mut().chain(self.dead.values_mut()).chain(self.extra.values_mut()) {
             *at = now;
         }
@@ -446,7 +472,7 @@ impl Log {
         if self.fenced.is_some() {
             return None;
         }
-        let waiting = (self.blocked.is_some() && self.register_after > now).then_some(self.register_after);
+        let waiting = self.blocked.is_some().then(|| self.register_after.get(Class::Data)).filter(|&at| at > now);
         let retry = self.retries.iter().map(|(at, ..)| *at).min();
         let repair =
             if self.jobs.len() < crate::limits::REPAIRS_MAX { self.unsynced.values().copied().min() } else { None };

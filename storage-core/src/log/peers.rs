@@ -3,7 +3,7 @@
 
 use crate::ids::{AgentId, Incarnation};
 use crate::limits::{READ_LEASE, READ_LEASE_MARGIN};
-use crate::peer::FreeSpace;
+use crate::peer::{Class, FreeSpace};
 use crate::time::Instant;
 use std::collections::BTreeMap;
 
@@ -35,8 +35,8 @@ pub struct Peer {
     pub away_since: Option<Instant>,
     /// Newest word on its space.
     pub space: FreeSpace,
-    /// It had no slot when last asked; asked again when its space changes.
-    pub full: bool,
+    /// It had no slot for new data when it had so many free ones; asked again when it has more.
+    pub full_at: Option<u32>,
     /// Until when it serves no newer owner, by this owner's clock, margin taken off.
     pub lease: Option<Instant>,
 }
@@ -55,15 +55,12 @@ impl Peers {
                 suspect: false,
                 away_since: Some(now),
                 space: FreeSpace::default(),
-                full: false,
+                full_at: None,
                 lease: None,
             });
             peer.name.clone_from(&view.name);
             peer.up = view.up;
-            if view.space != peer.space {
-                peer.space = view.space;
-                peer.full = view.space.free == 0;
-            }
+            peer.room(view.space);
             peer.note(now);
         }
         for (id, peer) in &mut self.0 {
@@ -97,10 +94,14 @@ impl Peers {
         self.0.get(&id).is_none_or(|p| p.up && !p.suspect)
     }
 
-    /// May be given new extents.
+    /// May be given a new extent of this class.
     #[must_use]
-    pub fn eligible(&self, id: AgentId) -> bool {
-        self.0.get(&id).is_some_and(|p| p.up && !p.suspect && !p.full)
+    pub fn eligible(&self, id: AgentId, class: Class) -> bool {
+        let room = |p: &Peer| match class {
+            Class::Data => p.full_at.is_none(),
+            Class::Reserve => p.full_at != Some(0),
+        };
+        self.0.get(&id).is_some_and(|p| p.up && !p.suspect && room(p))
     }
 
     /// A request to it went unanswered. Its leases stand: it gave its word.
@@ -124,8 +125,7 @@ impl Peers {
     /// It told its space.
     pub fn space(&mut self, id: AgentId, space: FreeSpace) {
         if let Some(peer) = self.0.get_mut(&id) {
-            peer.space = space;
-            peer.full = false;
+            peer.room(space);
         }
     }
 
@@ -133,7 +133,7 @@ impl Peers {
     pub fn full(&mut self, id: AgentId, space: FreeSpace) {
         if let Some(peer) = self.0.get_mut(&id) {
             peer.space = space;
-            peer.full = true;
+            peer.full_at = Some(space.free);
         }
     }
 
@@ -153,6 +153,13 @@ impl Peers {
 }
 
 impl Peer {
+    fn room(&mut self, space: FreeSpace) {
+        self.space = space;
+        if self.full_at.is_some_and(|free| space.free > free) {
+            self.full_at = None;
+        }
+    }
+
     fn note(&mut self, now: Instant) {
         match (self.up && !self.suspect, self.away_since) {
             (true, _) => self.away_since = None,

@@ -5,7 +5,7 @@
 //! was committed at this epoch. Only then are its copies deleted, and only when every agent that holds, or may hold, one
 //! has confirmed does the extent leave the table. An error or no answer keeps it there (P5).
 
-use super::{Call, Effects, Log, LogTxn};
+use super::{Call, Effects, Log, LogTxn, Pauses};
 use crate::ids::{AgentId, ExtentId, ExtentSeq, Vseq};
 use crate::limits::{EXTENT_KEYS_PER_TXN, PEER_WAIT, SLOW_RETRY_PAUSE};
 use crate::meta::{Write, keys};
@@ -139,7 +139,7 @@ impl Log {
                     }
                 }
                 // Room was made: what was refused for want of it may be tried again.
-                self.register_after = self.register_after.min(now);
+                self.register_after = Pauses::default();
             }
             Ok(Response::Rejected(Rejection::Fenced { epoch })) => self.fence(epoch, out),
             Ok(_) => {}

@@ -294,7 +294,7 @@ impl Writer {
         while let Some(&base) = self.unplaced.first() {
             let at = self.position(base).expect("an unplaced frame is in the window");
             let blocks = self.window[at].blocks();
-            let Some(seq) = self.choose(false, blocks, base) else { return };
+            let Some(seq) = self.choose(false, blocks, base).or_else(|| self.choose(true, blocks, base)) else { return };
             self.unplaced.remove(&base);
             self.place(cx, at, seq);
         }
@@ -312,7 +312,12 @@ impl Writer {
                 return;
             }
             let least = 1 + Blocks::from(first.record.payload_blocks);
-            let Some(seq) = self.choose(cold, least, self.next) else { return };
+            let Some(seq) = self.choose(cold, least, self.next) else {
+                if !cold {
+                    self.divert_thin();
+                }
+                return;
+            };
             let room = self.config.capacity - self.open[&seq].length;
             let flight = self.pack(cold, room.min(FRAME_PAYLOAD_BLOCKS_MAX + 1));
             self.next = flight.last().next();
@@ -322,6 +327,15 @@ impl Writer {
                 self.width += 1;
             }
         }
+    }
+
+    /// Records without payload need not wait for room: they may go where garbage collection goes. Overtaking is fine, as
+    /// nothing that is queued has been acknowledged.
+    fn divert_thin(&mut self) {
+        let (thin, hot) = std::mem::take(&mut self.hot).into_iter().partition(|item| item.record.payload_blocks == 0);
+        let thin: VecDeque<Item> = thin;
+        self.hot = hot;
+        self.cold.extend(thin);
     }
 
     /// The next frame of a lane, of at most `room` blocks.
