@@ -119,7 +119,8 @@ impl Log {
         let id = ExtentId { volume: self.config.volume, seq };
         let stays = || entry.members.iter().map(|m| m.agent).filter(|a| Some(*a) != instead_of);
         let apart = |agent| stays().all(|other| self.ring.domain(other) != self.ring.domain(agent));
-        let candidates = || self.ring.order(id).filter(|&agent| self.peers.eligible(agent, Class::Reserve) && !held(agent));
+        let candidates =
+            || self.ring.order(id).filter(|&agent| self.peers.eligible(agent, Class::Reserve) && !held(agent));
         let target = candidates().find(|&agent| apart(agent)).or_else(|| candidates().next())?;
         Some(Job { seq, source, target, instead_of, step: Step::Read { at: 0 } })
     }

@@ -294,7 +294,9 @@ impl Writer {
         while let Some(&base) = self.unplaced.first() {
             let at = self.position(base).expect("an unplaced frame is in the window");
             let blocks = self.window[at].blocks();
-            let Some(seq) = self.choose(false, blocks, base).or_else(|| self.choose(true, blocks, base)) else { return };
+            let Some(seq) = self.choose(false, blocks, base).or_else(|| self.choose(true, blocks, base)) else {
+                return;
+            };
             self.unplaced.remove(&base);
             self.place(cx, at, seq);
         }

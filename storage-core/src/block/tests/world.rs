@@ -4,13 +4,12 @@ use crate::block::volume::{Effects, Event, Volume, VolumeConfig, VolumeState};
 use crate::block::{IoDone, IoError, IoId, IoOp};
 use crate::format::Pieces;
 use crate::format::disk::{DiskIds, Geometry};
-use crate::ids::{
-    AgentId, BLOCK_SIZE, Blocks, ClusterId, DiskId, Incarnation, Lba, RingVersion, RpcId, VolumeId,
-};
+use crate::ids::{AgentId, BLOCK_SIZE, Blocks, ClusterId, DiskId, Incarnation, Lba, RingVersion, RpcId, VolumeId};
 use crate::log::AgentView;
 use crate::log::recover::Claim;
 use crate::member::{
-    DiskCore, DiskError, DiskEvent, DiskOp, DiskReader, Expected, Member, MemberEffects, MemberEvent, ReqId, format_disk,
+    DiskCore, DiskError, DiskEvent, DiskOp, DiskReader, Expected, Member, MemberEffects, MemberEvent, ReqId,
+    format_disk,
 };
 use crate::meta::docs::{AckMode, Holder, VolumeDoc, encode};
 use crate::meta::{Compare, Entry, MetaOp, MetaReply, Revision, Txn, Write, keys};
@@ -209,7 +208,9 @@ impl World {
             let event = match self.inbox.pop_front() {
                 Some(event) => event,
                 None => {
-                    let Some(at) = self.owner.deadline(self.now) else { panic!("the owner waits for what never comes: {:#?}", self.owner) };
+                    let Some(at) = self.owner.deadline(self.now) else {
+                        panic!("the owner waits for what never comes: {:#?}", self.owner)
+                    };
                     self.now = self.now.max(at) + Duration::from_micros(1);
                     assert!(self.now < give_up, "nothing comes of it: {:#?}", self.owner);
                     Event::Tick
@@ -299,7 +300,8 @@ impl World {
         match op {
             MetaOp::Get(key) => MetaReply::Got(self.meta.get(&key).map(|found| entry(&key, found))),
             MetaOp::List(prefix) => {
-                let found = self.meta.iter().filter(|(k, _)| k.starts_with(&prefix)).map(|(k, v)| entry(k, v)).collect();
+                let found =
+                    self.meta.iter().filter(|(k, _)| k.starts_with(&prefix)).map(|(k, v)| entry(k, v)).collect();
                 MetaReply::Listed(found, Revision(self.revision))
             }
             MetaOp::Txn(Txn { when, then }) => {
