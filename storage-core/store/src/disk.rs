@@ -65,7 +65,7 @@ impl Disk {
     }
 
     /// Makes a new disk file of `bytes` bytes, rounded down to whole blocks. `progress` is told the bytes done so far.
-    /// A file that cannot be finished is removed again.
+    /// Until it is finished it is called `path` with `.unfinished` after it; one that cannot be finished is removed.
     ///
     /// # Errors
     /// [`OpenError::Exists`] for anything at `path`, [`OpenError::NoSpace`], [`OpenError::TooSmall`], and the rest.

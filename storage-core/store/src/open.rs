@@ -7,11 +7,14 @@
 //! 3. What an earlier process wrote is synced before it is read for the first time. A process that was killed may
 //!    have left valid frames in a device's cache; from here on they are as durable as they look, and each commit has
 //!    only its own writes to care for.
-//! 4. A new file is written with zeros from end to end before it is called a disk. Space that is only reserved costs a
+//! 4. A new file is written with zeros from end to end before it gets the name of a disk, so that one whose maker was
+//!    killed is never taken for one. Space that is only reserved costs a
 //!    journal commit at its first write, which made commits 20 times slower (`docs/benchmarks/disk-commit.md`).
 
 use crate::buffer::BufferPool;
-use rustix::fs::{AtFlags, FallocateFlags, FileType, FlockOperation, Mode, OFlags, SeekFrom, StatxFlags};
+use rustix::fs::{
+    AtFlags, CWD, FallocateFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, SeekFrom, StatxFlags,
+};
 use rustix::io::Errno;
 use std::fs::File;
 use std::io;
@@ -50,6 +53,8 @@ pub struct DiskOptions {
     pub buffered: bool,
     /// Who carries out the I/O.
     pub engine: Engine,
+    /// Commit a single write by `RWF_DSYNC` where that can be relied on, instead of by a write and an `fdatasync`.
+    pub write_through: bool,
     /// How long to wait for somebody else to let the disk go. A process that was killed holds it until the device has
     /// finished what was in flight, which is a moment after its parent has heard of its death.
     pub lock_wait_max: Duration,
@@ -61,7 +66,7 @@ impl DiskOptions {
     /// Direct I/O, the best engine, some seconds of patience, buffers from `pool`.
     #[must_use]
     pub fn new(pool: BufferPool) -> Self {
-        Self { buffered: false, engine: Engine::Auto, lock_wait_max: LOCK_WAIT, pool }
+        Self { buffered: false, engine: Engine::Auto, write_through: true, lock_wait_max: LOCK_WAIT, pool }
     }
 }
 
@@ -83,6 +88,9 @@ pub enum OpenError {
     /// Nothing there.
     #[error("no disk at {path:?}: correct the path, or create the file first")]
     Missing { path: PathBuf },
+    /// Nowhere to make it.
+    #[error("cannot make disk {path:?}: its directory does not exist; correct the path, or make the directory first")]
+    NoDirectory { path: PathBuf },
     /// Something else there.
     #[error("{path:?} is {kind}: a disk is a regular file or a block device")]
     NotADisk { path: PathBuf, kind: &'static str },
@@ -121,7 +129,7 @@ pub(crate) struct Target {
     pub bytes: u64,
     /// What the address of memory must be a multiple of.
     pub memory_align: usize,
-    /// `RWF_DSYNC` can be relied on.
+    /// `RWF_DSYNC` can be relied on, and is wanted.
     pub write_through: bool,
     pub pool: BufferPool,
 }
@@ -153,7 +161,8 @@ pub(crate) fn open(path: &Path, options: &DiskOptions) -> Result<Target, OpenErr
     }
     rustix::fs::fdatasync(&file).map_err(|e| classify(path, "sync", e))?;
     let memory_align = if options.buffered { 1 } else { memory_align(&file) };
-    let write_through = kind == FileType::BlockDevice || has_write_through(&file);
+    let reliable = kind == FileType::BlockDevice || has_write_through(&file);
+    let write_through = options.write_through && reliable;
     Ok(Target { file, path: path.into(), bytes, memory_align, write_through, pool: options.pool.clone() })
 }
 
@@ -221,7 +230,7 @@ fn classify(path: &Path, doing: &'static str, error: Errno) -> OpenError {
 }
 
 /// Makes the file `path`, of `bytes` bytes rounded down to whole blocks, and syncs it and its name. `progress` is told
-/// the bytes done so far. A file that cannot be finished is removed again.
+/// the bytes done so far. Until it is finished it has another name; one that cannot be finished is removed again.
 ///
 /// # Errors
 /// [`OpenError::Exists`] for anything at `path`, [`OpenError::NoSpace`], [`OpenError::TooSmall`], and the rest.
@@ -230,16 +239,61 @@ pub fn create(path: &Path, bytes: u64, fill: Fill, progress: &mut dyn FnMut(u64)
     if bytes < DISK_BYTES_MIN {
         return Err(OpenError::TooSmall { path: path.into(), bytes });
     }
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-    let file = rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR).map_err(|e| classify(path, "create", e))?;
-    let file = File::from(file);
-    lock(path, &file)?;
-    let made = allocate(path, &file, bytes, fill, progress).and_then(|()| sync_name(path));
+    if path.symlink_metadata().is_ok() {
+        return Err(OpenError::Exists { path: path.into() });
+    }
+    let unfinished = unfinished_name(path);
+    let file = make_unfinished(path, &unfinished)?;
+    let made = allocate(path, &file, bytes, fill, progress).and_then(|()| give_name(path, &unfinished));
     if made.is_err() {
         // Best effort: the first error is the one worth telling.
-        let _ = rustix::fs::unlink(path);
+        let _ = rustix::fs::unlink(&unfinished);
     }
     made
+}
+
+/// What a disk file is called until it is finished.
+fn unfinished_name(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".unfinished");
+    name.into()
+}
+
+/// A new, locked file. One that a maker left behind when it was killed is removed first; that of a maker who lives is
+/// locked, and an error.
+fn make_unfinished(path: &Path, unfinished: &Path) -> Result<File, OpenError> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let make = || rustix::fs::open(unfinished, flags, Mode::RUSR | Mode::WUSR).map(File::from);
+    let file = match make() {
+        Err(Errno::EXIST) => {
+            let left = File::open(unfinished);
+            let left = left.map_err(|source| OpenError::Io { path: path.into(), doing: "make", source })?;
+            lock(path, &left)?;
+            rustix::fs::unlink(unfinished).map_err(|e| classify(path, "make", e))?;
+            make()
+        }
+        made => made,
+    };
+    let file = file.map_err(|error| match error {
+        Errno::NOENT => OpenError::NoDirectory { path: path.into() },
+        error => classify(path, "make", error),
+    })?;
+    lock(path, &file)?;
+    Ok(file)
+}
+
+/// Turns the finished file into the disk, durably, unless something has appeared in its place.
+fn give_name(path: &Path, unfinished: &Path) -> Result<(), OpenError> {
+    let named = match rustix::fs::renameat_with(CWD, unfinished, CWD, path, RenameFlags::NOREPLACE) {
+        // Some network filesystems know only the plain kind.
+        Err(Errno::INVAL) if path.symlink_metadata().is_err() => rustix::fs::rename(unfinished, path),
+        Err(Errno::INVAL) => Err(Errno::EXIST),
+        named => named,
+    };
+    named.map_err(|e| classify(path, "name", e))?;
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let synced = File::open(parent).and_then(|dir| dir.sync_all());
+    synced.map_err(|source| OpenError::Io { path: path.into(), doing: "sync the directory of", source })
 }
 
 fn allocate(path: &Path, file: &File, bytes: u64, fill: Fill, progress: &mut dyn FnMut(u64)) -> Result<(), OpenError> {
@@ -264,11 +318,4 @@ fn allocate(path: &Path, file: &File, bytes: u64, fill: Fill, progress: &mut dyn
     file.sync_all().map_err(|e| full(e, "sync"))?;
     progress(bytes);
     Ok(())
-}
-
-/// Makes a new file's name durable.
-fn sync_name(path: &Path) -> Result<(), OpenError> {
-    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let synced = File::open(parent).and_then(|dir| dir.sync_all());
-    synced.map_err(|source| OpenError::Io { path: path.into(), doing: "sync the directory of", source })
 }

@@ -149,6 +149,31 @@ fn nothing_is_ever_overwritten_by_a_new_disk() {
 }
 
 #[test]
+fn a_disk_is_never_seen_half_made() {
+    let dir = dir();
+    let path = dir.path().join("disk");
+    let unfinished = dir.path().join("disk.unfinished");
+    fs::write(&unfinished, "left behind by a maker that was killed").unwrap();
+    let mut seen = 0;
+    Disk::create(&path, DISK_BYTES, Fill::Zeros, |_| {
+        seen += 1;
+        assert!(!path.exists() && unfinished.exists());
+        let error = Disk::create(&path, DISK_BYTES, Fill::Zeros, |_| {}).unwrap_err();
+        assert!(matches!(error, OpenError::InUse { .. }), "a second maker keeps away: {error:?}");
+    })
+    .unwrap();
+    assert!(seen > 0 && path.exists() && !unfinished.exists());
+    assert!(fs::read(&path).unwrap().iter().all(|&byte| byte == 0));
+
+    let other = dir.path().join("other");
+    let error =
+        Disk::create(&other, DISK_BYTES, Fill::Reserve, |_| fs::write(&other, "precious").unwrap()).unwrap_err();
+    assert!(matches!(error, OpenError::Exists { .. }), "{error:?}");
+    assert_eq!(fs::read_to_string(&other).unwrap(), "precious");
+    assert!(!dir.path().join("other.unfinished").exists());
+}
+
+#[test]
 fn a_disk_that_does_not_fit_is_refused_at_once_and_leaves_nothing() {
     let dir = dir();
     let path = dir.path().join("disk");
@@ -158,4 +183,6 @@ fn a_disk_that_does_not_fit_is_refused_at_once_and_leaves_nothing() {
     let error = Disk::create(&path, 4096, Fill::Zeros, |_| {}).unwrap_err();
     assert!(matches!(error, OpenError::TooSmall { .. }), "{error:?}");
     assert!(!path.exists());
+    let error = Disk::create(dir.path().join("none/disk"), DISK_BYTES, Fill::Zeros, |_| {}).unwrap_err();
+    assert!(matches!(error, OpenError::NoDirectory { .. }), "{error:?}");
 }
