@@ -43,7 +43,7 @@ pub const DISK_FORMAT: u32 = 1;
 const SECTOR_CRC_AT: usize = SECTOR_SIZE - 4;
 
 /// Seals a sector with its checksum.
-pub(super) fn close_sector(sector: &mut [u8]) {
+pub(crate) fn close_sector(sector: &mut [u8]) {
     let sum = crc(&sector[..SECTOR_CRC_AT]);
     put(sector, SECTOR_CRC_AT, &sum.to_le_bytes());
 }
