@@ -308,7 +308,7 @@ impl Job {
     }
 
     /// What the footers say about `block`; `None` when none of them covers it.
-    fn from_footer(&self, block: Blocks) -> Option<Wanted> {
+    fn in_footer(&self, block: Blocks) -> Option<Wanted> {
         let (_, footer) = self.footers.iter().find(|(index, _)| *index == block / FOOTER_COVERS)?;
         Some(Wanted { block, sum: footer.sum(block), is_head: footer.is_head(block) })
     }
@@ -317,7 +317,7 @@ impl Job {
     fn find_headers(&mut self, from: Blocks) -> bool {
         let length = self.seal.map_or(0, |seal| seal.length);
         let shown = (from / FOOTER_COVERS).saturating_add(2).saturating_mul(FOOTER_COVERS).min(length);
-        let mut heads = (from..shown).filter_map(|block| self.from_footer(block)).filter(|wanted| wanted.is_head);
+        let mut heads = (from..shown).filter_map(|block| self.in_footer(block)).filter(|wanted| wanted.is_head);
         let wanted = heads.by_ref().take(FRAMES_HEADERS_MAX).collect();
         let end = heads.next().is_none() && shown == length;
         self.wanted = wanted;
@@ -344,7 +344,7 @@ impl Job {
         match self.goal {
             Goal::Data { offset, blocks } => {
                 if self.seal.is_some() {
-                    let wanted = (offset..offset + blocks).map(|block| self.from_footer(block).ok_or(damaged(block)));
+                    let wanted = (offset..offset + blocks).map(|block| self.in_footer(block).ok_or(damaged(block)));
                     self.wanted = wanted.collect::<Result<_, _>>()?;
                 }
                 let (_, bytes) = self.frames.pop().ok_or(damaged(offset))?;

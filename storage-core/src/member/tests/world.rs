@@ -57,7 +57,11 @@ impl DiskReader for Platter {
     }
 
     fn read(&mut self, offset: u64, len: usize) -> Result<Bytes, DiskError> {
-        assert!(offset % BLOCK_SIZE as u64 == 0 && len % BLOCK_SIZE == 0 && offset + len as u64 <= self.bytes);
+        assert!(
+            offset.is_multiple_of(BLOCK_SIZE as u64)
+                && len.is_multiple_of(BLOCK_SIZE)
+                && offset + len as u64 <= self.bytes
+        );
         let mut out = Vec::with_capacity(len);
         for at in (offset..offset + len as u64).step_by(BLOCK_SIZE) {
             if self.unreadable.contains(&at) {
@@ -272,7 +276,7 @@ pub fn extent(epoch: u64, count: u64) -> ExtentId {
 pub fn frame(extent: ExtentId, offset: Blocks, payload_blocks: usize) -> Frame {
     let (seed, seq) = (u64::from(offset) * 31 + extent.seq.0, extent.seq);
     let payload: Vec<u8> =
-        (0..payload_blocks * BLOCK_SIZE).map(|i| (i as u64 / 7 * (seed + 1) ^ seed >> (i % 8)) as u8).collect();
+        (0..payload_blocks * BLOCK_SIZE).map(|i| ((i as u64 / 7 * (seed + 1)) ^ (seed >> (i % 8))) as u8).collect();
     let base = u64::from(offset) + 1;
     let header = FrameHeader {
         extent,
