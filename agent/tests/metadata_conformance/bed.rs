@@ -50,8 +50,7 @@ impl Bed {
 
     /// An etcd of its own.
     pub async fn etcd_alone() -> Self {
-        let etcd = tokio::task::spawn_blocking(|| Arc::new(Etcd::start().unwrap()));
-        Self::on(etcd.await.unwrap()).await
+        Self::on(with_etcd(|| Etcd::start().map(Arc::new)).await).await
     }
 
     async fn on(etcd: Arc<Etcd>) -> Self {
@@ -64,10 +63,7 @@ impl Bed {
     }
 
     pub async fn list(&self, prefix: &str) -> (Vec<Entry>, Revision) {
-        match self.store.execute(MetaOp::List(prefix.into())).await.unwrap() {
-            MetaReply::Listed(entries, revision) => (entries, revision),
-            other => panic!("{other:?}"),
-        }
+        list(&*self.store, prefix).await
     }
 
     pub async fn txn(&self, when: Vec<Compare>, then: Vec<Write>) -> Result<MetaReply, MetaError> {
@@ -103,6 +99,11 @@ impl Bed {
     }
 }
 
+/// Does something slow to an etcd, away from the runtime's threads.
+pub async fn with_etcd<T: Send + 'static>(what: impl FnOnce() -> anyhow::Result<T> + Send + 'static) -> T {
+    tokio::task::spawn_blocking(what).await.unwrap().unwrap_or_else(|error| panic!("{error:#}"))
+}
+
 /// Has etcd forget what was before `revision`.
 pub async fn compact(etcd: &Etcd, revision: Revision) {
     let mut client = etcd_client::Client::connect([etcd.url()], None).await.unwrap();
@@ -120,6 +121,13 @@ pub fn own_prefix(config: MetaConfig) -> MetaConfig {
 pub async fn get(store: &dyn MetadataStore, key: &str) -> Result<Option<Entry>, MetaError> {
     match store.execute(MetaOp::Get(key.into())).await? {
         MetaReply::Got(entry) => Ok(entry),
+        other => panic!("{other:?}"),
+    }
+}
+
+pub async fn list(store: &dyn MetadataStore, prefix: &str) -> (Vec<Entry>, Revision) {
+    match store.execute(MetaOp::List(prefix.into())).await.unwrap() {
+        MetaReply::Listed(entries, revision) => (entries, revision),
         other => panic!("{other:?}"),
     }
 }

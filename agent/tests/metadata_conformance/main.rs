@@ -5,6 +5,8 @@
 
 mod bed;
 mod cases;
+mod etcd_faults;
+mod proxy;
 
 macro_rules! conformance {
     ($($case:ident),* $(,)?) => {

@@ -18,9 +18,10 @@ use crate::process::Process;
 use crate::scratch::Scratch;
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -105,6 +106,12 @@ impl Etcd {
         format!("{scheme}://127.0.0.1:{}", self.ports.client)
     }
 
+    /// Where it serves metrics and health, in the clear.
+    #[must_use]
+    pub fn metrics_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.ports.metrics)
+    }
+
     /// Its process, while it runs.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
@@ -134,6 +141,29 @@ impl Etcd {
         Ok(())
     }
 
+    /// Keeps a copy of its data as it is now. It is killed and started again for that.
+    ///
+    /// # Errors
+    /// When the data cannot be copied, and as [`Etcd::start`].
+    pub fn back_up(&mut self) -> Result<Backup> {
+        self.kill()?;
+        let scratch = Scratch::new("etcd-backup")?;
+        copy(&self.data(), &scratch.path().join("data"))?;
+        self.restart()?;
+        Ok(Backup(scratch))
+    }
+
+    /// Puts it back to the state of a backup, as an operator might: revisions since then are given out again.
+    ///
+    /// # Errors
+    /// When the data cannot be copied, and as [`Etcd::start`].
+    pub fn restore(&mut self, backup: &Backup) -> Result<()> {
+        self.kill()?;
+        fs::remove_dir_all(self.data()).context("cannot remove etcd's data")?;
+        copy(&backup.0.path().join("data"), &self.data())?;
+        self.restart()
+    }
+
     /// Halts it (SIGSTOP): its ports take connections and nothing answers.
     ///
     /// # Errors
@@ -154,19 +184,23 @@ impl Etcd {
         self.process.as_ref().context("etcd does not run")?.signal(signal)
     }
 
+    fn data(&self) -> PathBuf {
+        self.scratch.path().join("data")
+    }
+
     fn command(&self) -> Result<Command> {
         let Ports { client, peer, metrics } = self.ports;
         let mut command = Command::new(program()?);
         let client_url = self.url();
         let peer_url = format!("http://127.0.0.1:{peer}");
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("HOME", self.scratch.path());
-        command.args(["--name", "test", "--data-dir"]).arg(self.scratch.path().join("data"));
+        command.args(["--name", "test", "--data-dir"]).arg(self.data());
         command.args(["--listen-client-urls", &client_url, "--advertise-client-urls", &client_url]);
         command.args(["--listen-peer-urls", &peer_url, "--initial-advertise-peer-urls", &peer_url]);
         command.args(["--initial-cluster", &format!("test={peer_url}")]);
         // Two clusters that a test starts must not have the same id.
         command.args(["--initial-cluster-token", &format!("torus-test-{client}-{peer}-{metrics}")]);
-        command.args(["--listen-metrics-urls", &format!("http://127.0.0.1:{metrics}")]);
+        command.args(["--listen-metrics-urls", &self.metrics_url()]);
         if let Some(bytes) = self.options.quota_bytes {
             command.args(["--quota-backend-bytes", &bytes.to_string()]);
         }
@@ -193,6 +227,28 @@ impl Etcd {
         // With an alarm raised (such as no space) it reports itself unhealthy for good; it serves all the same.
         ask().is_ok_and(|answer| answer.contains("\"health\":\"true\"") || answer.contains("ALARM"))
     }
+}
+
+/// What [`Etcd::back_up`] keeps. Dropped: removed.
+pub struct Backup(Scratch);
+
+/// Copies a directory with all that is in it.
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    let copied = || -> std::io::Result<Vec<PathBuf>> {
+        fs::create_dir_all(to)?;
+        let mut directories = Vec::new();
+        for entry in fs::read_dir(from)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                directories.push(entry.file_name().into());
+            } else {
+                fs::copy(entry.path(), to.join(entry.file_name()))?;
+            }
+        }
+        Ok(directories)
+    };
+    let directories = copied().with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))?;
+    directories.iter().try_for_each(|name| copy(&from.join(name), &to.join(name)))
 }
 
 /// The etcd program.

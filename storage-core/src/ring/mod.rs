@@ -16,7 +16,8 @@
 //! 3. The same spec and key give the same answer on every machine and in every version of this program: integers only,
 //!    fixed seeds, no hash order. `testdata/ring-placements.txt` freezes it; a change of placement is a change of
 //!    format and moves data.
-//! 4. In `rendezvous` and `ketama`, agents that come or go change no other agent's place in an order.
+//! 4. In `rendezvous`, agents that come or go change the order of no others; in `ketama` neither, within the limit that
+//!    its file names.
 //!
 //! Not here: which agents are up (the caller's `eligible`), moving data after a change, and where an open extent lies
 //! (in etcd, chosen from here once).

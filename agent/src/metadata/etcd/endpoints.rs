@@ -69,7 +69,10 @@ impl Unanswered {
     pub fn into_error(self) -> MetaError {
         let at = |text| format!("etcd at {}: {text}", self.endpoint);
         match self.failure {
-            Failure::Unreachable(text) | Failure::NotNow(text) | Failure::Unknown(text) => MetaError::Unknown(at(text)),
+            Failure::Unreachable(text)
+            | Failure::NotNow(text)
+            | Failure::Unknown(text)
+            | Failure::OtherCluster(text) => MetaError::Unknown(at(text)),
             Failure::Foreign(text) => MetaError::Unknown(at(format!("what answers is not an etcd ({text})"))),
             Failure::Rewound(now) => MetaError::Unknown(at(format!("it was put back to revision {now}"))),
             Failure::Refused(text) => MetaError::Refused(at(text)),
@@ -127,6 +130,7 @@ impl Endpoints {
             let unanswered = Unanswered { endpoint: self.urls[at].clone(), failure };
             let again = match &unanswered.failure {
                 Failure::Refused(_) | Failure::LeaseGone | Failure::Rewound(_) => return Err(unanswered),
+                Failure::OtherCluster(_) => false,
                 Failure::Unreachable(_) | Failure::Foreign(_) => tries < self.urls.len(),
                 Failure::NotNow(_) => true,
                 Failure::Unknown(_) => repeat == Repeat::Freely,
@@ -179,7 +183,7 @@ impl Endpoints {
         match self.cluster.compare_exchange(0, id, Ordering::Relaxed, Ordering::Relaxed) {
             Ok(_) => Ok(()),
             Err(first) if first == id || id == 0 => Ok(()),
-            Err(first) => Err(Failure::Unknown(format!(
+            Err(first) => Err(Failure::OtherCluster(format!(
                 "it belongs to the etcd cluster {id:x}, and this process began with {first:x}. Check the endpoints; if \
                  etcd was restored from a backup, start this process again"
             ))),

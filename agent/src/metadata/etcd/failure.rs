@@ -17,6 +17,8 @@ pub(super) enum Failure {
     NotNow(String),
     /// It may have happened, or may yet.
     Unknown(String),
+    /// What answers belongs to another etcd cluster than what answered before. It may have done it.
+    OtherCluster(String),
     /// What answers is not an etcd.
     Foreign(String),
     /// etcd says that it did not do it and why.

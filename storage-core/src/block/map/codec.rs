@@ -19,7 +19,7 @@
 //!
 //! A leaf that is not there is empty. A run ends where the next begins, the last one with the leaf.
 
-use super::leaf::{Draft, LEAF, Leaf, Run, join};
+use super::leaf::{Draft, Flat, LEAF, Leaf, Run, join};
 use super::place::Place;
 use super::{ExtentIndex, GROUP_LEAVES, Group, LEAF_BLOCKS, Loc, Map, Snapshot};
 use crate::format::{get, get_u16, get_u32, put};
@@ -136,8 +136,15 @@ impl Map {
                 return Err(bad("leaves are not in ascending order"));
             }
             after = Some(number);
-            let draft = decode_leaf(&mut rest, number, extent)?;
-            self.add_leaf(number, &draft).map_err(bad)?;
+            let runs = usize::from(get_u16(take(&mut rest, 2)?, 0));
+            if runs > RUNS_MAX {
+                return Err(bad("it has more runs than a leaf is written with"));
+            }
+            let body = take(&mut rest, if runs == 0 { FLAT_BYTES } else { runs * Run::SIZE })?;
+            let mut names = Names { extent, mapped: 0, end: 0 };
+            let leaf = if runs == 0 { decode_flat(body, &mut names) } else { decode_runs(body, &mut names) };
+            let leaf = leaf.map_err(bad)?;
+            self.add_leaf(number, leaf, names.mapped, names.end).map_err(bad)?;
         }
         match rest {
             [] => Ok(total),
@@ -145,30 +152,26 @@ impl Map {
         }
     }
 
-    fn add_leaf(&mut self, number: u32, runs: &[Run]) -> Result<(), &'static str> {
+    /// Adds a leaf with `mapped` blocks that lie somewhere, the last of them just before `end`.
+    fn add_leaf(&mut self, number: u32, leaf: Leaf, mapped: u64, end: usize) -> Result<(), &'static str> {
         let first = u64::from(number) * LEAF_BLOCKS;
-        let room = self.tree.blocks.checked_sub(first).ok_or("it is beyond the volume's end")?;
-        let last = runs.last().expect("a leaf has runs");
-        let end = if last.place().is_nothing() { last.start() } else { LEAF };
-        if end as u64 > room {
+        if first + end as u64 > self.tree.blocks {
             return Err("it maps blocks beyond the volume's end");
         }
-        if end == 0 {
+        if mapped == 0 {
             return Err("it maps nothing");
         }
         let group = self.tree.groups[number as usize / GROUP_LEAVES].get_or_insert_with(|| {
             self.memory += Group::ALLOCATED;
             Arc::new(Group::empty())
         });
-        let (group, leaf) = (Arc::make_mut(group), number as usize % GROUP_LEAVES);
-        if !group.leaves[leaf].is_empty() {
+        let (group, at) = (Arc::make_mut(group), number as usize % GROUP_LEAVES);
+        if !group.leaves[at].is_empty() {
             return Err("it is there already");
         }
-        group.leaves[leaf] = Leaf::of(runs);
-        self.memory += group.count(leaf);
-        let ends = runs.iter().skip(1).map(Run::start).chain([LEAF]);
-        let mapped = runs.iter().zip(ends).filter(|(run, _)| !run.place().is_nothing());
-        self.mapped += mapped.map(|(run, end)| (end - run.start()) as u64).sum::<u64>();
+        group.leaves[at] = leaf;
+        self.memory += group.count(at);
+        self.mapped += mapped;
         Ok(())
     }
 }
@@ -198,56 +201,63 @@ fn encode_leaf(leaf_number: u32, leaf: &Leaf, number: &mut impl FnMut(ExtentInde
     }
 }
 
-/// The runs of a leaf whose number was read already.
-fn decode_leaf(
-    rest: &mut &[u8],
-    number: u32,
-    extent: &mut impl FnMut(ExtentIndex, Blocks) -> Option<ExtentIndex>,
-) -> Result<Draft, PieceError> {
-    let bad = |reason| PieceError::Leaf { leaf: number, reason };
-    let count = usize::from(get_u16(take(rest, 2)?, 0));
-    let mut draft = Draft::new();
-    if count > 0 {
-        for run in take(rest, count.min(RUNS_MAX + 1) * Run::SIZE)?.chunks_exact(Run::SIZE) {
-            let run = Run::new(usize::from(get_u16(run, 0)), Place::unpack(get(run, 2)));
-            let after = draft.last().map_or(0, |before| before.start() + 1);
-            let fits = if draft.is_empty() { run.start() == 0 } else { (after..LEAF).contains(&run.start()) };
-            if !fits {
-                return Err(bad("its runs do not tile it"));
-            }
-            join(&mut draft, run);
-        }
-        if count > RUNS_MAX {
-            return Err(bad("it has more runs than a leaf is written with"));
-        }
-    } else {
-        for (at, place) in take(rest, FLAT_BYTES)?.chunks_exact(Place::SIZE).enumerate() {
-            join(&mut draft, Run::new(at, Place::unpack(get(place, 0))));
-        }
-    }
-    translate(&draft, extent).map_err(bad)
+/// Names the extents of a leaf as the map does, run by run, and counts.
+struct Names<'a, F> {
+    extent: &'a mut F,
+    mapped: u64,
+    end: usize,
 }
 
-/// `runs` with extents named as the map does.
-fn translate(
-    runs: &[Run],
-    extent: &mut impl FnMut(ExtentIndex, Blocks) -> Option<ExtentIndex>,
-) -> Result<Draft, &'static str> {
-    let mut draft = Draft::with_capacity(runs.len());
-    for (i, run) in runs.iter().enumerate() {
-        let (start, mut place) = (run.start(), run.place());
-        if !place.is_nothing() {
-            let blocks = runs.get(i + 1).map_or(LEAF, Run::start) - start;
-            let loc = place.loc().ok_or("it refers to an extent that cannot be")?;
-            if !place.holds(blocks) {
-                return Err("a run reaches beyond its extent");
-            }
-            let named = extent(loc.extent, blocks as Blocks).ok_or("it refers to an extent that its table lacks")?;
-            place = Place::of(Loc { extent: named, ..loc });
+impl<F: FnMut(ExtentIndex, Blocks) -> Option<ExtentIndex>> Names<'_, F> {
+    /// The place that `place`, of the run `start..end`, is in this map.
+    fn name(&mut self, start: usize, end: usize, place: Place) -> Result<Place, &'static str> {
+        if place.is_nothing() {
+            return Ok(place);
         }
-        join(&mut draft, Run::new(start, place));
+        let loc = place.loc().ok_or("it refers to an extent that cannot be")?;
+        if !place.holds(end - start) {
+            return Err("a run reaches beyond its extent");
+        }
+        let blocks = (end - start) as Blocks;
+        let extent = (self.extent)(loc.extent, blocks).ok_or("it refers to an extent that its table lacks")?;
+        self.mapped += u64::from(blocks);
+        self.end = end;
+        Ok(Place::of(Loc { extent, ..loc }))
     }
-    Ok(draft)
+}
+
+fn decode_runs(
+    body: &[u8],
+    names: &mut Names<'_, impl FnMut(ExtentIndex, Blocks) -> Option<ExtentIndex>>,
+) -> Result<Leaf, &'static str> {
+    let mut draft = Draft::new();
+    let mut runs = body.chunks_exact(Run::SIZE).map(|run| (usize::from(get_u16(run, 0)), run)).peekable();
+    let mut next = 0;
+    while let Some((start, run)) = runs.next() {
+        let end = runs.peek().map_or(LEAF, |(next, _)| *next);
+        if start != next || end <= start || end > LEAF {
+            return Err("its runs do not tile it");
+        }
+        next = end;
+        join(&mut draft, Run::new(start, names.name(start, end, Place::unpack(get(run, 2)))?));
+    }
+    Ok(Leaf::of(&draft))
+}
+
+fn decode_flat(
+    body: &[u8],
+    names: &mut Names<'_, impl FnMut(ExtentIndex, Blocks) -> Option<ExtentIndex>>,
+) -> Result<Leaf, &'static str> {
+    let mut flat = Flat::of(&[Run::new(0, Place::NOTHING)]);
+    let place = |at: usize| Place::unpack(get(body, at * Place::SIZE));
+    let mut start = 0;
+    while start < LEAF {
+        let first = place(start);
+        let len = (1..LEAF - start).find(|&i| !first.continues(i, place(start + i))).unwrap_or(LEAF - start);
+        flat.fill(start, start + len, names.name(start, start + len, first)?);
+        start += len;
+    }
+    Ok(Leaf::of_flat(flat))
 }
 
 fn take<'a>(rest: &mut &'a [u8], len: usize) -> Result<&'a [u8], PieceError> {

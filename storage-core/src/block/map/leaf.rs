@@ -90,6 +90,14 @@ impl Leaf {
         }
     }
 
+    /// The leaf of these places, whose runs were not counted yet.
+    pub fn of_flat(mut flat: Flat) -> Self {
+        flat.breaks = flat.breaks_in(0, LEAF);
+        let mut leaf = Leaf::Flat(Arc::new(flat));
+        leaf.simplify();
+        leaf
+    }
+
     pub fn is_empty(&self) -> bool {
         matches!(self, Leaf::Few(Few { len: 1, runs }) if runs[0].place().is_nothing())
     }
@@ -131,10 +139,7 @@ impl Leaf {
         if let Leaf::Flat(shared) = self {
             let flat = Arc::make_mut(shared);
             flat.write(from, to, place, displaced);
-            if self.count() <= MANY_AGAIN {
-                let runs: Draft = self.runs().map(|(start, place)| Run::new(start, place)).collect();
-                *self = Self::of(&runs);
-            }
+            self.simplify();
             return;
         }
         let draft = edited(self.slice(), from, to, place, displaced);
@@ -145,6 +150,14 @@ impl Leaf {
                 None => *runs = Arc::from(&draft[..]),
             },
             _ => *self = Self::of(&draft),
+        }
+    }
+
+    /// Holds invariant 3.
+    fn simplify(&mut self) {
+        if matches!(self, Leaf::Flat(_)) && self.count() <= MANY_AGAIN {
+            let runs: Draft = self.runs().map(|(start, place)| Run::new(start, place)).collect();
+            *self = Self::of(&runs);
         }
     }
 
@@ -174,7 +187,7 @@ impl Few {
 }
 
 impl Flat {
-    fn of(runs: &[Run]) -> Self {
+    pub fn of(runs: &[Run]) -> Self {
         let mut flat = Flat { breaks: (runs.len() - 1) as u16, places: [[0; Place::SIZE]; LEAF] };
         for (i, run) in runs.iter().enumerate() {
             let end = runs.get(i + 1).map_or(LEAF, Run::start);
@@ -207,7 +220,7 @@ impl Flat {
         self.breaks = self.breaks - breaks + self.breaks_in(from, to);
     }
 
-    fn fill(&mut self, from: usize, to: usize, place: Place) {
+    pub fn fill(&mut self, from: usize, to: usize, place: Place) {
         for (i, slot) in self.places[from..to].iter_mut().enumerate() {
             *slot = place.plus(i).pack();
         }

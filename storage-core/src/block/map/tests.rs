@@ -362,6 +362,8 @@ fn pieces_that_lie_are_refused_by_name() {
     assert!(refusal(b"TORUSMAP\x01\0\0\0\0\0\0\0\x15\0\0\0").contains("cut short"));
     assert!(leaf(b"\0\0\0\0\0").contains("cut short"));
     assert!(leaf(b"\x01\0\0\0\0\0\0").contains("do not tile"));
+    let three = b"\x01\0\0\0\x03\0\0\0\0\0\x01\0\0\x0a\0\x0a\0\x01\0\0\x05\0\0\0\x01\0\0";
+    assert!(refusal(&piece(three)).contains("do not tile"), "though the second carries on the first");
     assert!(leaf(b"\0\0\0\0\x09\0\0").contains("its table lacks"));
     assert!(leaf(b"\0\0\0\0\xff\xff\xff").contains("cannot be"));
     assert!(leaf(b"\0\0\xff\xff\x01\0\0").contains("beyond its extent"));
