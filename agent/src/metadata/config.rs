@@ -83,8 +83,18 @@ pub enum ConfigError {
         source: std::io::Error,
     },
     /// A file that is named is not what it should be.
-    #[error("the certificates and the key for etcd cannot be used ({reason}): they must be PEM files")]
+    #[error("{path:?} holds no {what} in PEM form: check --etcd-ca, --etcd-cert and --etcd-key")]
     TlsContent {
+        /// The file.
+        path: PathBuf,
+        /// What was looked for.
+        what: &'static str,
+    },
+    /// The files can be read, and not used.
+    #[error(
+        "the certificates and the key for etcd cannot be used ({reason}): check --etcd-ca, --etcd-cert and --etcd-key"
+    )]
+    Tls {
         /// What the TLS library says.
         reason: String,
     },

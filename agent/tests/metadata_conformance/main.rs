@@ -5,6 +5,8 @@
 
 mod bed;
 mod cases;
+mod embedded_file;
+mod etcd_access;
 mod etcd_faults;
 mod proxy;
 

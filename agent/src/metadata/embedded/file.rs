@@ -78,6 +78,12 @@ impl File {
             }
             other => unusable(other.into()),
         })?;
+        Self::from_database(db, path, now)
+    }
+
+    /// The same for a database that was opened already; `path` is what it is called.
+    pub(super) fn from_database(db: Database, path: &Path, now: Instant) -> Result<(Self, State), OpenError> {
+        let unusable = |source: redb::Error| OpenError::Unusable { path: path.into(), source: Box::new(source) };
         let file = Self { db };
         // No table at all: new, or the process that made it died before its first commit.
         if file.is_blank().map_err(unusable)? {

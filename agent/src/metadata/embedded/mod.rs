@@ -310,3 +310,6 @@ impl Watch for EmbeddedWatch {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -118,7 +118,7 @@ fn is_foreign(status: &Status) -> bool {
 }
 
 /// The innermost error's text: tonic's outer ones say "transport error".
-fn root_cause(error: &dyn std::error::Error) -> String {
+pub(super) fn root_cause(error: &dyn std::error::Error) -> String {
     let mut last = error;
     while let Some(source) = last.source() {
         last = source;
@@ -128,7 +128,7 @@ fn root_cause(error: &dyn std::error::Error) -> String {
 
 fn connect_advice(cause: &str) -> String {
     // rustls names the reasons so; the operating system's own ("Connection refused") need no advice here.
-    if cause.contains("InvalidContentType") {
+    if cause.contains("InvalidContentType") || cause.contains("tls handshake eof") {
         format!("{cause}: it does not speak TLS, so use http:// in place of https://")
     } else if cause.contains("UnknownIssuer") {
         format!("{cause}: its certificate is not signed by the CA in --etcd-ca")
@@ -136,5 +136,76 @@ fn connect_advice(cause: &str) -> String {
         format!("{cause}: its certificate is for another name or address")
     } else {
         cause.into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kind(status: Status) -> &'static str {
+        match classify(&Error::GRpcStatus(status)) {
+            Failure::Unreachable(_) => "unreachable",
+            Failure::NotNow(_) => "not now",
+            Failure::Unknown(_) => "unknown",
+            Failure::OtherCluster(_) => "other cluster",
+            Failure::Foreign(_) => "foreign",
+            Failure::Refused(_) => "refused",
+            Failure::LeaseGone => "lease gone",
+            Failure::Rewound(_) => "rewound",
+        }
+    }
+
+    #[test]
+    fn etcds_own_no_is_a_refusal() {
+        for status in [
+            Status::resource_exhausted("etcdserver: mvcc: database space exceeded"),
+            Status::permission_denied("etcdserver: permission denied"),
+            Status::invalid_argument("etcdserver: request is too large"),
+            Status::invalid_argument("etcdserver: user name is empty"),
+            Status::unauthenticated("etcdserver: invalid auth token"),
+            Status::out_of_range("etcdserver: mvcc: required revision has been compacted"),
+            Status::resource_exhausted("grpc: received message larger than max (9 vs. 8)"),
+        ] {
+            assert_eq!(kind(status.clone()), "refused", "{status:?}");
+        }
+        assert_eq!(kind(Status::not_found("etcdserver: requested lease not found")), "lease gone");
+        assert_eq!(kind(Status::unavailable("etcdserver: no leader")), "not now");
+    }
+
+    /// All of these may come after etcd has carried the request out.
+    #[test]
+    fn what_may_have_happened_is_unknown() {
+        for status in [
+            Status::unavailable("etcdserver: request timed out"),
+            Status::unavailable("etcdserver: request timed out, possibly due to previous leader failure"),
+            Status::unavailable("etcdserver: leader changed"),
+            Status::unknown("etcdserver: something new"),
+            // The same codes from elsewhere: a reset stream, a proxy, our own decoder.
+            Status::resource_exhausted("h2 protocol error: http2 error"),
+            Status::permission_denied("h2 protocol error: http2 error"),
+            Status::permission_denied("403 by the proxy"),
+            Status::out_of_range("Error, decoded message length too large: found 9 bytes, the limit is: 8 bytes"),
+            Status::cancelled("operation was canceled"),
+            Status::internal("h2 protocol error: http2 error"),
+            Status::deadline_exceeded("too late"),
+        ] {
+            assert_eq!(kind(status.clone()), "unknown", "{status:?}");
+        }
+    }
+
+    #[test]
+    fn a_connection_that_was_never_made_is_known_to_be_none() {
+        let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        assert_eq!(kind(Status::from_error(Box::new(ConnectError(Box::new(refused))))), "unreachable");
+        // The same words without the proof.
+        assert_eq!(kind(Status::unavailable("connection refused")), "unknown");
+    }
+
+    #[test]
+    fn what_no_etcd_says_is_foreign() {
+        assert_eq!(kind(Status::unimplemented("unknown service etcdserverpb.KV")), "foreign");
+        let missing = "grpc-status header missing, mapped from HTTP status code 404";
+        assert_eq!(kind(Status::unknown(missing)), "foreign");
     }
 }

@@ -20,9 +20,11 @@ use etcd_client::{
     Certificate, Client, CompareOp, ConnectOptions, Error, GetOptions, GetResponse, Identity, KeyValue, PutOptions,
     ResponseHeader, TlsOptions, TxnOp,
 };
-use failure::Failure;
+use failure::{Failure, root_cause};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+use tonic::transport::Channel;
 use torus_core::limits::{META_ANSWER_BYTES_MAX, META_LIST_PAGE_KEYS};
 use torus_core::meta::{
     BoxFuture, Compare, Entry, LeaseId, MetaError, MetaOp, MetaReply, MetadataStore, Revision, Txn, Watch, Write, keys,
@@ -59,7 +61,17 @@ impl Etcd {
             Err(Unanswered { endpoint, failure: Failure::Foreign(reason) }) => {
                 Err(OpenError::NotEtcd { endpoint, reason })
             }
-            Err(unanswered) => Err(OpenError::Unanswered { reason: unanswered.into_error().to_string() }),
+            Err(unanswered) => {
+                // Some TLS mismatches show as nothing but silence, or a hang-up.
+                let hint = match &unanswered.failure {
+                    Failure::Unknown(_) if unanswered.endpoint.starts_with("http://") => {
+                        ". If it speaks TLS, write https://"
+                    }
+                    Failure::Unknown(_) => ". If it asks for a client certificate, check --etcd-cert and --etcd-key",
+                    _ => "",
+                };
+                Err(OpenError::Unanswered { reason: format!("{}{hint}", unanswered.into_error()) })
+            }
         }
     }
 
@@ -272,12 +284,22 @@ fn options(urls: &[String], config: &MetaConfig) -> Result<ConnectOptions, Confi
 }
 
 fn tls(files: &TlsFiles) -> Result<TlsOptions, ConfigError> {
-    let read = |path: &std::path::Path| {
-        std::fs::read(path).map_err(|source| ConfigError::TlsFile { path: path.into(), source })
-    };
-    let mut tls = TlsOptions::new().ca_certificate(Certificate::from_pem(read(&files.ca)?));
+    const CERTIFICATE: &str = "certificate";
+    let mut tls = TlsOptions::new().ca_certificate(Certificate::from_pem(pem(&files.ca, CERTIFICATE)?));
     if let Some((cert, key)) = &files.identity {
-        tls = tls.identity(Identity::from_pem(read(cert)?, read(key)?));
+        tls = tls.identity(Identity::from_pem(pem(cert, CERTIFICATE)?, pem(key, "private key")?));
     }
+    // Made once for its errors: the client's own come with the first connection.
+    let made = Channel::from_static("https://localhost").tls_config(tls.clone());
+    made.map_err(|error| ConfigError::Tls { reason: root_cause(&error) })?;
     Ok(tls)
+}
+
+fn pem(path: &Path, what: &'static str) -> Result<Vec<u8>, ConfigError> {
+    let bytes = std::fs::read(path).map_err(|source| ConfigError::TlsFile { path: path.into(), source })?;
+    // The library takes a file without any certificate for one with none, silently.
+    let marked = String::from_utf8_lossy(&bytes)
+        .lines()
+        .any(|line| line.starts_with("-----BEGIN ") && line.to_ascii_lowercase().contains(what));
+    if marked { Ok(bytes) } else { Err(ConfigError::TlsContent { path: path.into(), what }) }
 }
