@@ -70,6 +70,8 @@ pub enum Command {
     Volume(commands::volume::Args),
     /// The agents of the cluster
     Peer(commands::peer::Args),
+    /// Where new data goes
+    Ring(commands::ring::Args),
     /// The first Torus's spelling of `peer list`
     #[command(hide = true)]
     ListPeers,

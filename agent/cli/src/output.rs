@@ -75,6 +75,15 @@ impl Printer {
         }
     }
 
+    /// Prints records under a title: for programs the whole `document`, of which they are part.
+    pub fn titled<T: Serialize, R: Record>(self, title: &str, document: &T, records: &[R]) -> Result<(), Failure> {
+        match self.format {
+            Format::Table => self.print(&format!("{title}{}", table(R::COLUMNS, &self.rows(records)))),
+            Format::Csv => self.list(records),
+            Format::Json | Format::Yaml => self.document(document),
+        }
+    }
+
     /// Prints one record: for people, a line for each of its columns.
     pub fn item<R: Record>(self, record: &R) -> Result<(), Failure> {
         match self.format {

@@ -7,10 +7,12 @@ use crate::failure::Failure;
 use crate::output::{Printer, Record, Style};
 use crate::units::Size;
 use serde::Serialize;
+use serde_json::Value;
 use torus_agent::metadata;
 use torus_core::ids::{BLOCK_BYTES, Blocks, ClusterId};
 use torus_core::limits::{EXTENT_BLOCKS_DEFAULT, EXTENT_BLOCKS_MAX, EXTENT_BLOCKS_MIN, REPLICAS_DEFAULT};
 use torus_core::meta::docs::ClusterDoc;
+use torus_core::ring::RingSpec;
 
 /// What the cluster is to be.
 #[derive(clap::Args, Debug)]
@@ -24,8 +26,11 @@ pub struct Args {
     /// The same in the first Torus's way, such as crc,r=2.
     #[arg(long, value_name = "SPEC", conflicts_with = "replicas")]
     block_spec: Option<BlockSpec>,
+    /// Make a ring that stays empty until a person changes it, whatever agents join.
+    #[arg(long)]
+    no_ring: bool,
     /// Show the cluster that there is, and make none.
-    #[arg(long, conflicts_with_all = ["extent_size", "replicas", "block_spec"])]
+    #[arg(long, conflicts_with_all = ["extent_size", "replicas", "block_spec", "no_ring"])]
     view: bool,
 }
 
@@ -69,6 +74,10 @@ pub async fn run(global: &Global, args: Args, printer: Printer) -> Result<(), Fa
         return printer.item(&shown(metadata::load_cluster(store.as_ref()).await?));
     }
     let made = shown(metadata::init_cluster(store.as_ref(), extent_blocks, replicas).await?);
+    if args.no_ring {
+        let empty = RingSpec { kind: "empty".into(), replicas, spread: None, agents: Vec::new(), options: Value::Null };
+        metadata::change_ring(store.as_ref(), |_| Ok(empty.clone())).await?;
+    }
     let sentence = format!(
         "cluster {} made in {}: extents of {}, replicas {}",
         made.cluster,

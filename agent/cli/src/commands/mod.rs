@@ -5,6 +5,7 @@ pub mod completion;
 pub mod config;
 pub mod init;
 pub mod peer;
+pub mod ring;
 mod version;
 pub mod volume;
 
@@ -21,6 +22,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
         Command::Volume(volume) => wait(volume::run(&global, volume, printer)),
         Command::Peer(peer) => wait(peer::run(&global, peer, printer)),
         Command::ListPeers => wait(peer::list(&global, printer)),
+        Command::Ring(ring) => wait(ring::run(&global, ring, printer)),
         Command::Block(block) => wait(block::run(&global, block, printer)),
         Command::Config(config) => config::run(&global, config, printer),
         Command::Completion(completion) => completion::run(&completion),

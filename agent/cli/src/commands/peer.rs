@@ -1,12 +1,12 @@
 //! `torusctl peer`: the agents of the cluster.
 
 use crate::args::Global;
-use crate::cluster;
+use crate::cluster::{self, Agents};
 use crate::failure::Failure;
 use crate::output::{Printer, Record, Style};
 use clap::Subcommand;
 use serde::Serialize;
-use torus_agent::metadata::{self, AgentInfo};
+use torus_agent::metadata::{self, AgentInfo, Wish, ring_agent};
 use torus_core::ids::{AgentId, BLOCK_BYTES, DiskId};
 
 /// What to do with agents.
@@ -21,6 +21,15 @@ enum Command {
     /// List agents: where they are, whether they run, their space
     #[command(visible_alias = "ls")]
     List,
+    /// Put agents into the ring, so that they get data
+    Add {
+        /// Their names, or their ids.
+        #[arg(value_name = "AGENT", required_unless_present = "all_peers", conflicts_with = "all_peers")]
+        agents: Vec<String>,
+        /// All agents of the cluster.
+        #[arg(long)]
+        all_peers: bool,
+    },
 }
 
 /// An agent, for people and programs.
@@ -101,6 +110,7 @@ impl Record for Shown {
 pub async fn run(global: &Global, args: Args, printer: Printer) -> Result<(), Failure> {
     match args.command {
         Command::List => list(global, printer).await,
+        Command::Add { agents, all_peers } => add(global, &agents, all_peers, printer).await,
     }
 }
 
@@ -110,4 +120,28 @@ pub async fn list(global: &Global, printer: Printer) -> Result<(), Failure> {
     let extent_bytes = u64::from(metadata::load_cluster(store.as_ref()).await?.extent_blocks) * BLOCK_BYTES;
     let agents = metadata::list_agents(store.as_ref()).await?;
     printer.list(&agents.into_iter().map(|info| Shown::new(info, extent_bytes)).collect::<Vec<_>>())
+}
+
+/// Puts agents into the ring.
+async fn add(global: &Global, names: &[String], all: bool, printer: Printer) -> Result<(), Failure> {
+    let store = cluster::open(global).await?;
+    let known = Agents::load(store.as_ref()).await?;
+    let wanted: Vec<&AgentInfo> = match all {
+        true => known.all().collect(),
+        false => names.iter().map(|name| known.find(name)).collect::<Result<_, _>>()?,
+    };
+    if wanted.is_empty() {
+        return Err(Failure::failed("there is no agent to add").next("Start one: torus-agent --help."));
+    }
+    let agents: Vec<_> = wanted.iter().map(|info| ring_agent(info)).collect();
+    let replicas = metadata::load_cluster(store.as_ref()).await?.replicas;
+    let ring = metadata::join_ring(store.as_ref(), &agents, replicas, Wish::Person).await?;
+    let named: Vec<_> = wanted.iter().map(|info| info.doc.doc.name.as_str()).collect();
+    let sentence = format!(
+        "in the ring: {}. It is at version {} and has {} agents now",
+        named.join(", "),
+        ring.version,
+        ring.now.agents.len()
+    );
+    printer.done(&sentence, &ring)
 }

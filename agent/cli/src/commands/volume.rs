@@ -8,7 +8,6 @@ use crate::output::{Printer, Record, Style};
 use crate::units::Size;
 use clap::{Subcommand, ValueEnum};
 use serde::Serialize;
-use std::sync::Arc;
 use torus_agent::metadata::{self, NewVolume, VolumeInfo};
 use torus_core::ids::{BLOCK_BYTES, Lba, VolumeId};
 use torus_core::meta::MetadataStore;
@@ -50,7 +49,7 @@ pub struct Create {
     name: String,
     /// Its size, such as 20GiB; rounded up to whole blocks of 4 KiB.
     size: Size,
-    /// Copies of its data [default: what the cluster was made with].
+    /// Copies of its data [default: what the ring says].
     #[arg(long, short, value_parser = blockspec::replicas, value_name = "N")]
     replicas: Option<u8>,
     /// Copies without which no write is acknowledged [default: one less than --replicas, at least 1].
@@ -236,16 +235,16 @@ pub async fn run(global: &Global, args: Args, printer: Printer) -> Result<(), Fa
     match args.command {
         Command::Create(create) => self::create(global, create, printer).await,
         Command::List => {
-            let store = open(global).await?;
+            let store = cluster::open(global).await?;
             let (volumes, _) = metadata::list_volumes(store.as_ref()).await?;
             printer.list(&volumes.into_iter().map(|info| Line(info.into())).collect::<Vec<_>>())
         }
         Command::Info { volume } => {
-            let store = open(global).await?;
+            let store = cluster::open(global).await?;
             printer.item(&shown(store.as_ref(), &volume).await?)
         }
         Command::Resize { volume, size } => {
-            let store = open(global).await?;
+            let store = cluster::open(global).await?;
             let found = metadata::find_volume(store.as_ref(), &volume).await?;
             metadata::resize_volume(store.as_ref(), found.id, blocks(size)).await?;
             let shown = shown(store.as_ref(), &volume).await?;
@@ -254,19 +253,13 @@ pub async fn run(global: &Global, args: Args, printer: Printer) -> Result<(), Fa
     }
 }
 
-/// The store, once it is sure that it holds a cluster this program knows.
-async fn open(global: &Global) -> Result<Arc<dyn MetadataStore>, Failure> {
-    let store = cluster::connect(global).await?;
-    metadata::load_cluster(store.as_ref()).await?;
-    Ok(store)
-}
-
 /// Makes a volume.
 pub async fn create(global: &Global, create: Create, printer: Printer) -> Result<(), Failure> {
     let store = cluster::connect(global).await?;
     let store = store.as_ref();
-    let defaults = metadata::load_cluster(store).await?;
-    let replicas = create.replicas.unwrap_or(defaults.replicas);
+    let cluster = metadata::load_cluster(store).await?;
+    let ring = metadata::load_ring(store).await?;
+    let replicas = create.replicas.unwrap_or(ring.map_or(cluster.replicas, |ring| ring.doc.now.replicas));
     let new = NewVolume {
         name: create.name.clone(),
         size: blocks(create.size),

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod config;
+mod ring;
 mod scripts;
 mod volumes;
 
