@@ -5,7 +5,8 @@
 //! 1. (I6) An extent is sealed once: a later document of it has the same seal, and all members that are sealed at that
 //!    length report one digest.
 //! 2. (I7, I17) No acknowledged write lies only beyond a seal.
-//! 3. (I13, I14) A member is never asked to delete an extent that is still registered.
+//! 3. (I13, I14) A member of a registered extent's ensemble never gives its copy up.
+//! 4. (I15) Others give theirs up only when the whole ensemble has closed its copies, alike.
 
 use super::Violation;
 use super::frames::{Frames, Place};
@@ -24,6 +25,8 @@ struct Known {
     ensembles: Vec<Vec<AgentId>>,
     seal: Option<Seal>,
     digest: Option<(Blocks, Digest)>,
+    /// What each member said when its copy was closed.
+    closed: BTreeMap<AgentId, (Blocks, Digest)>,
     /// Its key is in the store.
     registered: bool,
 }
@@ -68,15 +71,15 @@ impl Extents {
     }
 
     fn put(&mut self, extent: ExtentId, doc: ExtentDoc, frames: &Frames, history: &History) -> Result<(), Violation> {
-        let fresh = Known { ensembles: Vec::new(), seal: None, digest: None, registered: false };
+        let fresh = Known { ensembles: Vec::new(), seal: None, digest: None, closed: BTreeMap::new(), registered: false };
         let known = self.known.entry(extent).or_insert(fresh);
-        if !known.registered && !known.ensembles.is_empty() {
-            return Violation::new("I13", format!("extent {extent} is registered a second time"));
+        let again = !known.registered && !known.ensembles.is_empty();
+        if again && (known.seal.is_none() || known.seal != doc.sealed) {
+            return Violation::new("I13", format!("extent {extent} is registered a second time, as {doc:?}"));
         }
         known.registered = true;
-        if !known.ensembles.contains(&doc.members) {
-            known.ensembles.push(doc.members);
-        }
+        known.ensembles.retain(|members| *members != doc.members);
+        known.ensembles.push(doc.members);
         match (known.seal, doc.sealed) {
             (Some(old), new) if new != Some(old) => {
                 Violation::new("I6", format!("extent {extent} was sealed as {old:?} and is now {new:?}"))
@@ -144,8 +147,15 @@ impl Extents {
     ///
     /// # Errors
     /// I6.
-    pub fn member_sealed(&mut self, extent: ExtentId, length: Blocks, digest: Digest) -> Result<(), Violation> {
+    pub fn member_sealed(
+        &mut self,
+        extent: ExtentId,
+        agent: AgentId,
+        length: Blocks,
+        digest: Digest,
+    ) -> Result<(), Violation> {
         let Some(known) = self.known.get_mut(&extent) else { return Ok(()) };
+        known.closed.insert(agent, (length, digest));
         let (first_length, first) = *known.digest.get_or_insert((length, digest));
         if first_length == length && first != digest {
             return Violation::new("I6", format!("extent {extent} has two digests at block {length}"));
@@ -153,16 +163,24 @@ impl Extents {
         Ok(())
     }
 
-    /// A member is about to give the slot of `extent` back.
+    /// A member has been asked to give the slot of `extent` back, and has agreed.
     ///
     /// # Errors
-    /// I13.
-    pub fn deleted(&self, extent: ExtentId) -> Result<(), Violation> {
-        match self.known.get(&extent) {
-            Some(known) if known.registered => {
-                Violation::new("I13", format!("extent {extent} is deleted while it is still registered"))
-            }
-            _ => Ok(()),
+    /// I13 when it belongs to the ensemble of a registered extent, I15 when not all of those are whole.
+    pub fn deleted(&self, extent: ExtentId, agent: AgentId) -> Result<(), Violation> {
+        let Some(known) = self.known.get(&extent).filter(|known| known.registered) else { return Ok(()) };
+        let (Some(members), Some(seal)) = (known.ensembles.last(), known.seal) else {
+            return Violation::new("I13", format!("extent {extent} is deleted while it is written"));
+        };
+        if members.contains(&agent) {
+            return Violation::new("I13", format!("extent {extent} is deleted while it is still registered"));
         }
+        let said: Vec<_> = members.iter().map(|member| known.closed.get(member)).collect();
+        let whole = |copy: &Option<&(Blocks, Digest)>| copy.is_some_and(|(length, _)| *length == seal.length);
+        if said.iter().all(whole) && said.windows(2).all(|pair| pair[0] == pair[1]) {
+            return Ok(());
+        }
+        let what = format!("{agent:?} gives up its copy of extent {extent} while those of its ensemble are {said:?}");
+        Violation::new("I15", what)
     }
 }

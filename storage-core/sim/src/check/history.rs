@@ -180,15 +180,19 @@ impl History {
         }
     }
 
-    /// A write, or with `zeros` a trim or a write of zeros, is given to the owner of `epoch`.
-    pub fn write_begins(&mut self, epoch: Epoch, lba: Lba, blocks: u32, zeros: bool) -> WriteNo {
+    /// A write, or with `zeros` a trim or a write of zeros, is given to the owner of `epoch`. `ordered`: those after it
+    /// must not be acknowledged before it; so all but a write that waits to be durable where others do not.
+    pub fn write_begins(&mut self, epoch: Epoch, lba: Lba, blocks: u32, zeros: bool, ordered: bool) -> WriteNo {
         let no = self.next_write();
         let version = Version { epoch, no };
         self.writes.push(Issued { version, lba, blocks, zeros, outcome: Outcome::Open });
         for at in lba.0..lba.0 + u64::from(blocks) {
             self.blocks[at as usize].versions.insert(version);
         }
-        self.open.entry(epoch).or_default().insert(no);
+        let open = self.open.entry(epoch).or_default();
+        if ordered {
+            open.insert(no);
+        }
         no
     }
 

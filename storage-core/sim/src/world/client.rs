@@ -113,14 +113,15 @@ impl World {
     pub(super) fn issue(&mut self, run: Run, op: Op) -> Result<(), Violation> {
         let Some(node) = self.owners.get_mut(&run) else { return Ok(()) };
         let Some(epoch) = node.serving else { return Ok(()) };
+        let durable = self.options.ack_mode == AckMode::Durable;
         let pending = match &op {
             Op::Write { lba, data, fua } => {
-                let no = self.history.write_begins(epoch, *lba, (data.len() / BLOCK_SIZE) as u32, false);
-                Pending::Write { no, stable: *fua || self.options.ack_mode == AckMode::Durable, data: true }
+                let no = self.history.write_begins(epoch, *lba, (data.len() / BLOCK_SIZE) as u32, false, durable || !*fua);
+                Pending::Write { no, stable: *fua || durable, data: true }
             }
             Op::Zero { lba, blocks, .. } => {
-                let no = self.history.write_begins(epoch, *lba, *blocks, true);
-                Pending::Write { no, stable: self.options.ack_mode == AckMode::Durable, data: false }
+                let no = self.history.write_begins(epoch, *lba, *blocks, true, true);
+                Pending::Write { no, stable: durable, data: false }
             }
             Op::Read { lba, blocks } => Pending::Read(self.history.read_begins(epoch, *lba, *blocks)),
             Op::Flush => Pending::Flush(self.history.flush_begins(epoch)),

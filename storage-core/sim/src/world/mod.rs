@@ -252,7 +252,9 @@ impl World {
                 Ok(())
             }
             Event::Open => {
-                self.open();
+                if self.is_faulty() || self.owners.is_empty() {
+                    self.open();
+                }
                 Ok(())
             }
             Event::Review => self.review(),

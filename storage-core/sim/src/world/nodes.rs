@@ -198,11 +198,10 @@ impl World {
     fn checks_response(&mut self, agent: AgentId, source: &Source, response: &Response) -> Result<(), Violation> {
         let Some(extent) = source.about else { return Ok(()) };
         match response {
-            Response::Sealed { length, digest } => self.extents.member_sealed(extent, *length, *digest),
+            Response::Sealed { length, digest } => self.extents.member_sealed(extent, agent, *length, *digest),
             Response::Deleted { .. } => {
                 self.counts.deletes += 1;
-                let _ = agent;
-                self.extents.deleted(extent)
+                self.extents.deleted(extent, agent)
             }
             _ => Ok(()),
         }

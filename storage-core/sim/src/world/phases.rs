@@ -105,7 +105,8 @@ impl World {
             }
             Phase::Healed { until } => {
                 self.in_time(until)?;
-                if self.newest_serving().is_some() && self.nothing_under_way() {
+                let settled = self.owners.values().all(|node| node.serving.is_some());
+                if settled && self.newest_serving().is_some() && self.nothing_under_way() {
                     let target = self.workload.issued + PROGRESS_OPERATIONS;
                     self.phase = Phase::Progress { target, until: now + HEALED_MAX };
                     self.wake_client();
