@@ -71,7 +71,8 @@ impl Extents {
     }
 
     fn put(&mut self, extent: ExtentId, doc: ExtentDoc, frames: &Frames, history: &History) -> Result<(), Violation> {
-        let fresh = Known { ensembles: Vec::new(), seal: None, digest: None, closed: BTreeMap::new(), registered: false };
+        let fresh =
+            Known { ensembles: Vec::new(), seal: None, digest: None, closed: BTreeMap::new(), registered: false };
         let known = self.known.entry(extent).or_insert(fresh);
         let again = !known.registered && !known.ensembles.is_empty();
         if again && (known.seal.is_none() || known.seal != doc.sealed) {

@@ -116,7 +116,8 @@ impl World {
         let durable = self.options.ack_mode == AckMode::Durable;
         let pending = match &op {
             Op::Write { lba, data, fua } => {
-                let no = self.history.write_begins(epoch, *lba, (data.len() / BLOCK_SIZE) as u32, false, durable || !*fua);
+                let no =
+                    self.history.write_begins(epoch, *lba, (data.len() / BLOCK_SIZE) as u32, false, durable || !*fua);
                 Pending::Write { no, stable: *fua || durable, data: true }
             }
             Op::Zero { lba, blocks, .. } => {
