@@ -10,6 +10,8 @@
 //! # The contract
 //! 1. An offset and a length are multiples of `block_bytes`, the length is not zero, and the range lies inside the
 //!    device. The caller checks; a device answers [`IoErrorKind::Invalid`] rather than serve a range that breaks this.
+//!    A read or a write carries what a front end takes at most (`NBD_REQUEST_BYTES_MAX`, 64 MiB) and two blocks more; a
+//!    trim, zeroes and a status may span the device.
 //! 2. A call takes its place in the order of the device when its future is first polled. What a write is given is
 //!    what every read begins to return once the write is acknowledged, until a later write to the same blocks.
 //!    Calls in flight at the same time on the same blocks are unordered, but each block reads as one of them wrote it.

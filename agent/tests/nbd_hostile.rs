@@ -75,7 +75,7 @@ impl Raw {
     }
 
     /// The server closes, whatever it still says before.
-    fn is_closed(mut self) {
+    fn closes(mut self) {
         let mut rest = Vec::new();
         match self.0.read_to_end(&mut rest) {
             Ok(_) => {}
@@ -140,7 +140,7 @@ fn bystander(server: &TestServer, stop: Arc<AtomicBool>, slowest_ms: Arc<AtomicU
             rounds += 1;
         }
         raw.request(0, DISC, 0, 0, 0);
-        raw.is_closed();
+        raw.closes();
         rounds
     })
 }
@@ -185,13 +185,13 @@ fn garbage_in_the_negotiation(server: &TestServer) {
     for first in [&b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"[..], b"SSH-2.0-x\r\n", b"\x16\x03\x01\x02\x00", &[0xff; 4]] {
         let mut raw = Raw::connect(server);
         raw.flood(&first.repeat(100), 4096);
-        raw.is_closed();
+        raw.closes();
     }
     for seed in 0..50 {
         let mut raw = Raw::connect(server);
         raw.write(&3u32.to_be_bytes());
         raw.flood(&noise(seed, 10_000), 10_000);
-        raw.is_closed();
+        raw.closes();
         let mut tcp = TcpStream::connect(server.address).unwrap();
         tcp.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         // It may be closed before all is written, which is as well.
@@ -209,7 +209,7 @@ fn garbage_in_the_negotiation(server: &TestServer) {
         raw.write(&option.to_be_bytes());
         raw.write(&300u32.to_be_bytes());
         raw.flood(&noise(option.into(), 10_000), 10_000);
-        raw.is_closed();
+        raw.closes();
     }
 }
 
@@ -234,7 +234,7 @@ fn garbage_for_requests(server: &TestServer) {
     for seed in 0..50 {
         let mut raw = Raw::export(server);
         raw.flood(&noise(seed, 100_000), 100_000);
-        raw.is_closed();
+        raw.closes();
     }
     // Good magic, and noise for the rest of the header.
     let mut raw = Raw::export(server);
@@ -301,7 +301,7 @@ fn lengths_that_are_lies(server: &TestServer, grown: &impl Fn() -> u64) {
     honest.request(0, READ, 1, 0, 1);
     assert_eq!(honest.reply(1), 0);
     let grown = grown();
-    assert!(grown < 128 << 20, "{grown} bytes for 60 promises of 32 MiB");
+    assert!(grown < 128 << 20, "{grown} bytes for 60 promises of 64 MiB");
 }
 
 fn payload_that_nobody_wants(server: &TestServer) {

@@ -86,8 +86,10 @@ pub const TDP_INFLIGHT_BYTES_MAX: usize = 24 << 20;
 pub const TDP_SERVER_BYTES_MAX: usize = 256 << 20;
 /// How much memory for heads and bodies a TDP connection takes at a time.
 pub const TDP_HEADS_BYTES: usize = 8 * 1024;
-/// Most bytes that one NBD READ or WRITE carries: what clients assume of a server that says nothing.
-pub const NBD_REQUEST_BYTES_MAX: u32 = 32 << 20;
+/// Most bytes that one NBD READ or WRITE may carry, as told to clients: what they assume of a server that says nothing.
+pub const NBD_REQUEST_BYTES_TOLD: u32 = 32 << 20;
+/// Most bytes that one NBD READ or WRITE carries. More than is told, for clients that do not ask (as nbdkit takes, too).
+pub const NBD_REQUEST_BYTES_MAX: u32 = 64 << 20;
 /// Most bytes of data with one NBD option. More is thrown away as it comes, and refused.
 pub const NBD_OPTION_BYTES_MAX: usize = 64 << 10;
 /// Longest string in the NBD protocol, names and messages alike: the specification's.
@@ -108,7 +110,7 @@ pub const NBD_EXPORTS_MAX: usize = 1024;
 pub const NBD_IN_FLIGHT_REQUESTS_MAX: usize = 256;
 /// Payload bytes of one NBD connection that are under way, from the request's header to the reply's last byte. Beyond
 /// it the socket is not read; one request always fits.
-pub const NBD_IN_FLIGHT_BYTES_MAX: usize = 2 * NBD_REQUEST_BYTES_MAX as usize;
+pub const NBD_IN_FLIGHT_BYTES_MAX: usize = NBD_REQUEST_BYTES_MAX as usize;
 /// What one NBD connection reads at once: many small requests in one system call.
 pub const NBD_RECEIVE_BYTES: usize = 256 << 10;
 

@@ -213,7 +213,9 @@ where
     /// Takes what is there, reads the socket once, takes that. Whether something was read.
     fn receive(&mut self, cx: &mut Context<'_>) -> bool {
         self.take_requests();
-        // At a bound the socket is left alone; the reply that makes room brings us back here.
+        // At a bound the socket is left alone. What waits in it may wait for long, and its client meanwhile come back by
+        // another connection, repeat there what it asked for here, and go on from that: then it must not be done after
+        // all. It is not, because only a reply that was sent makes room, and none can be sent to a client that is gone.
         if !self.receiving || self.full() || matches!(self.incoming, Incoming::Waiting { .. }) {
             return false;
         }

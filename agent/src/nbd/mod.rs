@@ -13,7 +13,10 @@
 //! 3. What a client sends wrong hurts that client alone: an error by the specification, or a closed connection.
 //! 4. A request that reached the device is driven to its end, whether or not its client is still there; only when the
 //!    grace of [`Server::stop`] or [`Server::remove`] is over is it left to the device.
-//! 5. Stopping takes no more requests, answers those that were taken, then closes.
+//! 5. A request that waits in a socket at a bound is not begun once its client has closed that socket: it may have been
+//!    repeated on another connection, and overtaken there. (On TCP a peer that closed in good order cannot be told from
+//!    one that has nothing more to send until a reply to it is refused; for that round trip the protocol leaves a gap.)
+//! 6. Stopping takes no more requests, answers those that were taken, then closes.
 //!
 //! What is *not* here: TLS; ordering between overlapping requests in flight (the protocol leaves it to the client); and
 //! ranges that are not whole blocks (put [`Unaligned`](crate::device::Unaligned) around the device, else such requests

@@ -68,7 +68,7 @@ impl TestServer {
     pub fn device<T: Send + 'static>(&self, index: usize, ask: impl FnOnce(&Device) -> T + Send + 'static) -> T {
         let (answer, answered) = mpsc::channel();
         let job: Job = Box::new(move |devices| answer.send(ask(&devices[index])).unwrap());
-        self.jobs.as_ref().unwrap().send(job).ok().expect("the server runs");
+        self.jobs.as_ref().unwrap().send(job).expect("the server runs");
         answered.recv_timeout(Duration::from_secs(10)).expect("the server answers")
     }
 }

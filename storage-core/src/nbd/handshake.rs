@@ -14,7 +14,7 @@
 use super::TransmissionFlags;
 use super::reply::BASE_ALLOCATION_ID;
 use crate::limits::{
-    NBD_CONTEXT_QUERIES_MAX, NBD_OPTION_BYTES_MAX, NBD_OPTIONS_MAX, NBD_REQUEST_BYTES_MAX, NBD_STRING_BYTES_MAX,
+    NBD_CONTEXT_QUERIES_MAX, NBD_OPTION_BYTES_MAX, NBD_OPTIONS_MAX, NBD_REQUEST_BYTES_TOLD, NBD_STRING_BYTES_MAX,
 };
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
@@ -326,7 +326,7 @@ impl Handshake {
                     out.put_u16(INFO_BLOCK_SIZE);
                     out.put_u32(export.block_min_bytes);
                     out.put_u32(export.block_preferred_bytes);
-                    out.put_u32(NBD_REQUEST_BYTES_MAX);
+                    out.put_u32(NBD_REQUEST_BYTES_TOLD);
                 }
                 _ => {}
             }

@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::time::Duration;
 use tokio::io::{DuplexStream, duplex};
+use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
 use tokio::time::timeout;
@@ -243,9 +244,9 @@ fn errors_carry_their_reason_and_the_stream_goes_on() {
                 client.expect(&expected(i as u64, errno, "the pool is out of order")).await;
             }
             // A refused write's payload is skipped, however long it says it is.
-            client.send(&request(0, WRITE, 77, 0, 40 << 20)).await;
-            client.send(&vec![1; 40 << 20]).await;
-            let too_long = "41943040 bytes in one request: at most 33554432 are taken";
+            client.send(&request(0, WRITE, 77, 0, 65 << 20)).await;
+            client.send(&vec![1; 65 << 20]).await;
+            let too_long = "68157440 bytes in one request: at most 67108864 are taken";
             client.expect(&expected(77, Errno::Inval, too_long)).await;
             client.send(&request(0, TRIM, 78, 0, 4096)).await;
             client.expect(&reply::simple(Cookie(78), None)).await;
@@ -386,5 +387,31 @@ fn at_the_bound_of_bytes_the_socket_is_left_alone() {
                 left -= client.socket.read(&mut buffer[..left.min(1 << 20)]).await.unwrap();
             }
         }
+    });
+}
+
+#[test]
+fn what_waited_while_its_client_left_is_never_done() {
+    run(async {
+        let device = Gate::new(false);
+        let (mut socket, theirs) = UnixStream::pair().unwrap();
+        let session = Session { export: "x".into(), structured: false, base_allocation: false };
+        let server = spawn_local(transmit(theirs, device.clone(), session, BytesMut::new(), std::future::pending()));
+        // To the bound, and one write beyond it.
+        for i in 0..NBD_IN_FLIGHT_REQUESTS_MAX as u64 {
+            socket.write_all(&request(0, READ, i, 0, 4096)).await.unwrap();
+        }
+        settle(|| device.waiting().len() == NBD_IN_FLIGHT_REQUESTS_MAX).await;
+        socket.write_all(&request(0, WRITE, 999, 1 << 20, 4096)).await.unwrap();
+        socket.write_all(&[9; 4096]).await.unwrap();
+        drop(socket);
+        // The client is back elsewhere, and by now owns that block.
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        for _ in 0..NBD_IN_FLIGHT_REQUESTS_MAX {
+            device.release(0);
+            tokio::task::yield_now().await;
+        }
+        assert!(matches!(server.await.unwrap(), Err(ConnectionError::Socket(_))));
+        assert!(device.waiting().is_empty(), "{:?}", device.waiting());
     });
 }
