@@ -4,6 +4,7 @@ pub mod clock;
 pub mod device;
 pub mod metadata;
 pub mod nbd;
+pub mod owner;
 pub mod process;
 pub mod storage;
 pub mod tdp;

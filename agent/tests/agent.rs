@@ -1,5 +1,7 @@
 //! A whole agent on a real file, spoken to over TDP: what an owner may rely on, and what is refused.
 
+#![allow(clippy::unwrap_used, reason = "a step that fails here fails the test")]
+
 use bytes::Bytes;
 use std::path::Path;
 use std::sync::Arc;

@@ -75,6 +75,8 @@ pub const TDP_TEXT_BYTES_MAX: usize = 512;
 pub const TDP_STAGING_BYTES: usize = 128 * 1024;
 /// Bytes of buffers that an agent keeps for later use.
 pub const AGENT_BUFFERS_IDLE_BYTES: usize = 32 << 20;
+/// Bytes of buffers that an owner keeps for what agents send.
+pub const OWNER_BUFFERS_IDLE_BYTES: usize = 16 << 20;
 /// Questions that wait for an agent's data plane.
 pub const AGENT_COMMANDS_MAX: usize = 16;
 /// Connections that an agent takes.

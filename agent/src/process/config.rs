@@ -211,7 +211,7 @@ impl Config {
     /// What others are told of where to reach `port` of this agent.
     #[must_use]
     pub fn reachable(&self, host: &str, port: u16, is_data: bool) -> String {
-        match self.peer_address.as_deref().map(|address| split_port(address)) {
+        match self.peer_address.as_deref().map(split_port) {
             Some((host, Some(port))) if is_data => join(host, port),
             Some((host_told, _)) if is_data || is_everywhere(host) => join(host_told, port),
             _ => join(host, port),
