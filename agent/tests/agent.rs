@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::task::LocalSet;
 use tokio::time::timeout;
-use torus_agent::metadata::{Embedded, init_cluster, load_cluster};
+use torus_agent::metadata::{Embedded, change_ring, init_cluster, load_cluster, load_ring};
 use torus_agent::process::{Agent, Config, RunError, StartError, exit_code, told};
 use torus_agent::tdp::{Aligned, PeerEvent, Peers};
 use torus_core::format::{Frame, FrameHeader, Record, Stream, crc};
@@ -18,6 +18,7 @@ use torus_core::ids::{BLOCK_SIZE, Blocks, Epoch, ExtentId, ExtentSeq, Incarnatio
 use torus_core::limits::EXTENT_BLOCKS_MIN;
 use torus_core::meta::MetadataStore;
 use torus_core::peer::{Class, Copy, Rejection, Request, Response, Unanswered};
+use torus_core::ring::RingSpec;
 use torus_core::tdp::Role;
 use torus_store::{BufferPool, Fill};
 
@@ -320,6 +321,26 @@ fn a_disk_serves_one_agent_of_one_cluster() {
         agent.stop().await;
         let (code, text) = world.refused(Config { disks: vec![file(&copy)], ..world.config("n1") }).await;
         assert!(code == 3 && text.contains("one is a copy"), "{code} {text}");
+    });
+}
+
+#[test]
+fn an_agent_enters_the_ring_when_told_to_and_stays_out_of_a_closed_one() {
+    run(async {
+        let world = World::new().await;
+        world.start("n1").await.stop().await;
+        assert_eq!(load_ring(&*world.store).await.unwrap(), None);
+        let joining = |name| Config { auto_join: true, ..world.config(name) };
+        let agent = Agent::start(joining("n1"), Arc::clone(&world.store)).await.unwrap();
+        let ring = load_ring(&*world.store).await.unwrap().unwrap().doc;
+        assert_eq!((ring.version.0, ring.now.replicas), (1, 2));
+        assert_eq!(ring.now.agents.iter().map(|agent| agent.id).collect::<Vec<_>>(), [agent.who().agent]);
+        let closed = RingSpec { kind: "empty".into(), agents: Vec::new(), ..ring.now };
+        change_ring(&*world.store, |_| Ok(closed.clone())).await.unwrap();
+        let other = Agent::start(joining("n2"), Arc::clone(&world.store)).await.unwrap();
+        assert_eq!(load_ring(&*world.store).await.unwrap().unwrap().doc.now, closed);
+        other.stop().await;
+        agent.stop().await;
     });
 }
 

@@ -2,7 +2,7 @@
 
 use super::config::ConfigError;
 use super::disks::DisksError;
-use crate::metadata::{AgentError, ClusterError, OpenError};
+use crate::metadata::{AgentError, ClusterError, OpenError, RingsError};
 use std::error::Error;
 use std::io;
 
@@ -24,6 +24,9 @@ pub enum StartError {
     /// The cluster does not take this agent.
     #[error(transparent)]
     Register(#[from] AgentError),
+    /// The ring could not be entered.
+    #[error(transparent)]
+    Join(#[from] RingsError),
     /// A port is taken, or an address is not this machine's.
     #[error("cannot listen on {address} for {what}: {source}. Choose another with {flag}, or stop what listens there")]
     Listen {
@@ -64,7 +67,7 @@ pub fn exit_code(error: &StartError) -> u8 {
         StartError::Register(error) if error.is_transient() => 1,
         StartError::Register(AgentError::Access { .. }) => 1,
         StartError::Register(_) => 3,
-        StartError::Listen { .. } | StartError::System(..) => 1,
+        StartError::Join(_) | StartError::Listen { .. } | StartError::System(..) => 1,
     }
 }
 

@@ -1,4 +1,5 @@
-//! `cargo xtask sim`: the simulator, built optimised but with every assertion on (profile `sim`).
+//! `cargo xtask sim`: the simulator, built optimised but with every assertion on (profile `sim`). For `--mutations` the
+//! cores are built with their deliberate defects, which no other build contains.
 
 use crate::workspace;
 use anyhow::Result;
@@ -19,8 +20,13 @@ pub fn run(options: &Options) -> Result<bool> {
 
 /// Builds the simulator and runs it; `false`: it found something, and said what.
 pub fn simulate<S: Into<OsString> + Clone>(args: &[S]) -> Result<bool> {
-    let mut words: Vec<OsString> =
-        ["run", "--quiet", "--profile", "sim", "--package", "torus-sim", "--"].map(OsString::from).into();
-    words.extend(args.iter().cloned().map(Into::into));
+    let args: Vec<OsString> = args.iter().cloned().map(Into::into).collect();
+    let mut words = vec!["run", "--quiet", "--profile", "sim", "--package", "torus-sim"];
+    if args.iter().any(|arg| arg == "--mutations") {
+        words.extend(["--features", "mutations"]);
+    }
+    words.push("--");
+    let mut words: Vec<OsString> = words.into_iter().map(OsString::from).collect();
+    words.extend(args);
     workspace::succeeds(&mut workspace::cargo(words)?)
 }

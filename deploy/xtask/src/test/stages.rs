@@ -2,7 +2,7 @@
 
 use super::tally::Tally;
 use super::{Options, Outcome, Stage};
-use crate::{tools, workspace};
+use crate::{sim, tools, workspace};
 use anyhow::{Context, Result};
 use std::io::{BufRead, BufReader, Write};
 use std::process::Stdio;
@@ -13,6 +13,8 @@ pub const ALL: &[Stage] = &[
     Stage { name: "tools", about: "programs that the tests drive are installed", slow: false, run: install },
     Stage { name: "clippy", about: "no warning in any target", slow: false, run: clippy },
     Stage { name: "cargo", about: "cargo test of the whole workspace", slow: false, run: cargo_test },
+    Stage { name: "sim", about: "simulated clusters keep every promise", slow: false, run: simulated },
+    Stage { name: "mutations", about: "the simulator catches every deliberate defect", slow: true, run: mutations },
 ];
 
 fn fmt(_: &Options) -> Result<Outcome> {
@@ -29,6 +31,20 @@ fn component(subcommand: &str, component: &str, args: &[&str]) -> Result<Outcome
         return Ok(Outcome::Skipped(format!("{component} is not here: `rustup component add {component}` gets it")));
     }
     Ok(Outcome::Checked(workspace::succeeds(&mut workspace::cargo(args)?)?))
+}
+
+/// 2,000 worlds of the real owner, some of another for the members by themselves, and a few of them twice to see that a
+/// seed is a world; a tenth when in a hurry.
+fn simulated(options: &Options) -> Result<Outcome> {
+    let (volume, scripted) = if options.quick { ("200", "50") } else { ("2000", "500") };
+    let clean = sim::simulate(&["--seeds", volume])?
+        && sim::simulate(&["--owner", "scripted", "--seeds", scripted])?
+        && sim::simulate(&["--seeds", "20", "--twice"])?;
+    Ok(Outcome::Checked(clean))
+}
+
+fn mutations(_: &Options) -> Result<Outcome> {
+    Ok(Outcome::Checked(sim::simulate(&["--mutations"])?))
 }
 
 fn install(_: &Options) -> Result<Outcome> {
