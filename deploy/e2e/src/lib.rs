@@ -9,6 +9,7 @@
 //! 3. Processes are killed by the id of a child that has not been collected yet, so never by an id that is another's.
 
 pub mod binaries;
+pub mod cluster;
 pub mod etcd;
 pub mod ports;
 pub mod process;

@@ -1,0 +1,251 @@
+//! A Torus cluster of real processes on this machine: etcd, agents, owners.
+//!
+//! ```no_run
+//! # fn main() -> anyhow::Result<()> {
+//! let mut cluster = torus_e2e::cluster::Cluster::start(Default::default())?;
+//! cluster.torusctl(["volume", "create", "db", "1GiB"])?;
+//! let owner = cluster.serve("a", "db", false)?;
+//! println!("{}", owner.uri());
+//! cluster.agents[1].kill()?;
+//! cluster.restart_agent(1)?;
+//! # Ok(())
+//! # }
+//! ```
+
+use crate::binaries;
+use crate::etcd::Etcd;
+use crate::ports;
+use crate::process::Process;
+use crate::scratch::Scratch;
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+/// How long a process of Torus may take to become ready: preparing a disk takes its time.
+const READY: Duration = Duration::from_secs(120);
+/// How long a process of Torus may take to stop in order.
+const STOP: Duration = Duration::from_secs(60);
+
+/// How a cluster is made.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Agents, each on a failure domain of its own.
+    pub agents: usize,
+    /// Size of each agent's disk, as on the command line.
+    pub disk_size: String,
+    /// Size of an extent, as on the command line.
+    pub extent_size: String,
+    /// Further flags for every agent.
+    pub agent_flags: Vec<String>,
+    /// The cargo profile whose programs are run.
+    pub profile: String,
+    /// Where directories are made; the system's temporary directory unless given.
+    pub base: Option<PathBuf>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            agents: 3,
+            disk_size: "4GiB".into(),
+            extent_size: "64MiB".into(),
+            agent_flags: Vec::new(),
+            profile: "release".into(),
+            base: None,
+        }
+    }
+}
+
+/// A cluster. Dropped: killed, its data removed.
+pub struct Cluster {
+    /// Its agents' processes, in order.
+    pub agents: Vec<Process>,
+    /// Its metadata store.
+    pub etcd: Etcd,
+    options: Options,
+    ports: Vec<AgentPorts>,
+    programs: Programs,
+    // After the processes that write to it, so that it is dropped last.
+    scratch: Scratch,
+}
+
+#[derive(Clone, Copy)]
+struct AgentPorts {
+    data: u16,
+    control: u16,
+    http: u16,
+}
+
+struct Programs {
+    agent: PathBuf,
+    ctl: PathBuf,
+}
+
+impl Cluster {
+    /// Builds the programs, starts etcd and the agents, makes the cluster, and waits until all agents are ready and in the
+    /// ring.
+    pub fn start(options: Options) -> Result<Self> {
+        let [agent, ctl] = binaries::build(&options.profile, ["torus-agent", "torusctl"])?;
+        let scratch = match &options.base {
+            Some(base) => Scratch::below(base, "cluster"),
+            None => Scratch::new("cluster"),
+        }?;
+        let etcd = Etcd::start()?;
+        let ports = (0..options.agents)
+            .map(|_| Ok(AgentPorts { data: ports::free()?, control: ports::free()?, http: ports::free()? }))
+            .collect::<Result<_>>()?;
+        let programs = Programs { agent, ctl };
+        let mut cluster = Self { agents: Vec::new(), etcd, options, ports, programs, scratch };
+        let size = cluster.options.extent_size.clone();
+        cluster.torusctl(["init", "--extent-size", &size])?;
+        for index in 0..cluster.options.agents {
+            // All at once: preparing disks takes time.
+            let process = cluster.spawn_agent(index)?;
+            cluster.agents.push(process);
+        }
+        for index in 0..cluster.options.agents {
+            cluster.until_ready(index)?;
+        }
+        Ok(cluster)
+    }
+
+    /// Where logs, disks and sockets are.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.scratch.path()
+    }
+
+    /// Leaves its directory there for a person to look at.
+    pub fn keep(&mut self) {
+        self.scratch.keep();
+    }
+
+    /// Kills an agent if it runs, and starts it on the same ports and disk.
+    pub fn restart_agent(&mut self, index: usize) -> Result<()> {
+        self.agents[index].kill()?;
+        self.agents[index] = self.spawn_agent(index)?;
+        self.until_ready(index)
+    }
+
+    /// The directory of an agent's disk.
+    #[must_use]
+    pub fn disk_dir(&self, index: usize) -> PathBuf {
+        self.path().join(format!("disk-{index}"))
+    }
+
+    /// What an agent answers to an HTTP request.
+    pub fn http(&self, index: usize, path: &str) -> Result<String> {
+        get(self.ports[index].http, path).with_context(|| format!("agent {index} does not answer {path}"))
+    }
+
+    /// Runs `torusctl` against this cluster; what it printed.
+    ///
+    /// # Errors
+    /// When it fails; what it said is in the text.
+    pub fn torusctl<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Result<String> {
+        let mut command = self.command();
+        command.args(args);
+        let output = command.output().context("cannot run torusctl")?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{command:?} failed ({}): {said}", output.status);
+        String::from_utf8(output.stdout).context("torusctl prints no UTF-8")
+    }
+
+    /// What `torusctl … -o json` prints.
+    pub fn torusctl_json<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Result<Value> {
+        let text = self.torusctl(args.into_iter().chain(["-o", "json"]))?;
+        serde_json::from_str(&text).context("torusctl -o json prints no JSON")
+    }
+
+    /// Starts an owner of `volume` that serves it on a unix socket, and waits until it listens. `name` tells owners apart.
+    pub fn serve(&self, name: &str, volume: &str, fence: bool) -> Result<Owner> {
+        let socket = self.path().join(format!("{name}.sock"));
+        let mut command = self.command();
+        command.args(["serve", volume, "--socket"]).arg(&socket);
+        if fence {
+            command.arg("--fence");
+        }
+        let mut process = Process::start(name, command, self.path())?;
+        process.until(
+            "it serves the volume",
+            READY,
+            || Ok(std::os::unix::net::UnixStream::connect(&socket).is_ok()),
+        )?;
+        Ok(Owner { process, volume: volume.to_owned(), socket })
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.programs.ctl);
+        clean(&mut command);
+        command.env("TORUS_ETCD", self.etcd.url()).env("HOME", self.path()).stdin(Stdio::null());
+        command
+    }
+
+    fn spawn_agent(&self, index: usize) -> Result<Process> {
+        let ports = self.ports[index];
+        let mut command = Command::new(&self.programs.agent);
+        clean(&mut command);
+        command.arg("--data-dir").arg(self.disk_dir(index)).args(["--size", &self.options.disk_size]);
+        command.args(["--name", &format!("agent-{index}"), "--domain", &format!("node-{index}"), "--auto-join"]);
+        command.args(["--port", &ports.data.to_string(), "--etcd", &self.etcd.url()]);
+        command.args(["--control-address", &format!("127.0.0.1:{}", ports.control)]);
+        command.args(["--http-address", &format!("127.0.0.1:{}", ports.http)]);
+        command.args(&self.options.agent_flags);
+        Process::start(&format!("agent-{index}"), command, self.path())
+    }
+
+    fn until_ready(&mut self, index: usize) -> Result<()> {
+        let port = self.ports[index].http;
+        self.agents[index].until("it is ready", READY, || Ok(get(port, "/readyz").is_ok()))
+    }
+}
+
+/// A process that owns a volume and serves it.
+pub struct Owner {
+    /// The process.
+    pub process: Process,
+    volume: String,
+    socket: PathBuf,
+}
+
+impl Owner {
+    /// How clients reach the volume.
+    #[must_use]
+    pub fn uri(&self) -> String {
+        format!("nbd+unix:///{}?socket={}", self.volume, self.socket.display())
+    }
+
+    /// Lets the volume go in order.
+    pub fn stop(mut self) -> Result<()> {
+        let status = self.process.stop(STOP)?;
+        ensure!(status.success(), "the owner of {} ended with {status}: {}", self.volume, self.process.log_tail());
+        Ok(())
+    }
+}
+
+/// Nothing of a person's own settings gets in.
+fn clean(command: &mut Command) {
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("TORUS_") {
+            command.env_remove(name);
+        }
+    }
+}
+
+/// The body of a good answer to `GET path`.
+fn get(port: u16, path: &str) -> Result<String> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
+    if head.split(' ').nth(1) != Some("200") {
+        bail!("{}: {body}", head.lines().next().unwrap_or_default());
+    }
+    Ok(body.to_owned())
+}
