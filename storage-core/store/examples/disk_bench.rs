@@ -18,7 +18,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
-use torus_core::member::{DiskEvent, DiskOp, DiskWrite};
+use torus_core::member::{DiskEvent, DiskOp, DiskReader, DiskWrite};
 use torus_store::{AlignedBuf, BufferPool, Disk, DiskOptions, Engine, Fill};
 
 const DISK_BYTES: u64 = 256 << 20;
@@ -163,15 +163,15 @@ fn print(title: &str, rows: Vec<(&str, Row)>) {
 const WAYS: [&str; 5] = [
     "this thread, `pwrite` + `fdatasync`",
     "this thread, `pwritev2(RWF_DSYNC)`",
-    "io_uring, `RWF_DSYNC`",
-    "io_uring, write, then `fdatasync`",
+    "io_uring, write and `fdatasync`",
+    "io_uring, `RWF_DSYNC` for a single write",
     "threads",
 ];
 
 fn way(number: usize, path: &Path) -> Way {
     match number {
         0 | 1 => Way::blocking(path, number == 1),
-        2 | 3 => Way::polled(path, Engine::Uring, number == 2),
+        2 | 3 => Way::polled(path, Engine::Uring, number == 3),
         _ => Way::polled(path, Engine::Threads, false),
     }
 }
@@ -244,6 +244,33 @@ impl Bench {
     }
 }
 
+impl Bench {
+    /// The start-up scan of a disk with a slot header every 64 KiB, alone and read ahead.
+    fn scans(&self) {
+        self.disk(Fill::Zeros);
+        let places = (0..DISK_BYTES).step_by(64 << 10);
+        let count = places.clone().count();
+        let mut rows = [("this thread, `pread`, one at a time", Row::default()), ("`Scan`", Row::default())];
+        for round in 0..=self.rounds {
+            let Way::Blocking { file, mut buffer, .. } = Way::blocking(&self.path, false) else { unreachable!() };
+            let timed = |read: &mut dyn FnMut(u64)| {
+                let start = Instant::now();
+                places.clone().for_each(read);
+                vec![start.elapsed().as_secs_f64() * 1e6 / count as f64; count]
+            };
+            measure(&mut rows[0].1, round > 0, || {
+                timed(&mut |at| file.read_exact_at(&mut buffer[..4096], at).unwrap())
+            });
+            let mut disk = Disk::open(&self.path, &DiskOptions::new(pool())).unwrap();
+            let mut scan = disk.scan();
+            measure(&mut rows[1].1, round > 0, || {
+                timed(&mut |at| assert_eq!(scan.read(at, 4096).unwrap().len(), 4096))
+            });
+        }
+        print("Start-up scan, a header block every 64 KiB", rows.into());
+    }
+}
+
 fn main() {
     let mut args = std::env::args().skip(1);
     let dir = PathBuf::from(args.next().expect("usage: disk_bench DIR [ROUNDS]"));
@@ -258,6 +285,7 @@ fn main() {
     }
     bench.reads(1, 1000);
     bench.reads(32, 8000);
+    bench.scans();
     let start = Instant::now();
     bench.disk(Fill::Zeros);
     println!("\nA new disk is filled at {:.0} MB/s.", DISK_BYTES as f64 / 1e6 / start.elapsed().as_secs_f64());

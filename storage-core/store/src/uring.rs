@@ -1,9 +1,10 @@
 //! Disk operations by io_uring: the thread that serves the sockets also serves the disk, with no hop between threads.
 //!
-//! A commit of one segment is a single write with `RWF_DSYNC`, where the filesystem can be relied on to honour it: the
-//! kernel writes, flushes, and reports once. A commit of several is all writes at once and, when the last has
-//! succeeded, one `fdatasync`. Both were chosen by measurement (`docs/benchmarks/disk-commit.md`), as was the absence
-//! of task-run flags, which would tie a ring to one thread.
+//! A commit of one segment is a write with an `fdatasync` linked to it: one call, one wake-up, and the sync begins when
+//! the write has succeeded. A commit of several is all writes at once and, when the last has succeeded, one
+//! `fdatasync`. On request ([`DiskOptions::write_through`](crate::DiskOptions)) a single write carries `RWF_DSYNC`
+//! instead. All of this was chosen by measurement (`docs/benchmarks/disk-commit.md`), as was the absence of task-run
+//! flags, which would tie a ring to one thread.
 //!
 //! Everything the kernel is asked for is a [`Key`]: an operation and one part of it. Keys wait in `waiting`; the first
 //! `queued` of them lie in the submission queue; the kernel has `in_flight` more.
@@ -11,8 +12,10 @@
 //! 1. Memory that a key names lives in `ops` until the completion of that key has been seen. Nothing is removed from
 //!    `ops` earlier, and a ring is not dropped before all of it is seen.
 //! 2. At most [`ENTRIES`] keys are in the kernel, so completions cannot overflow.
-//! 3. An operation is reported exactly once, and a commit is a success only if every write was complete and the
-//!    `fdatasync`, issued after the last of them, or each write's own `RWF_DSYNC`, succeeded. Nothing is retried.
+//! 3. An operation is reported exactly once, and a commit is a success only if every write was complete and an
+//!    `fdatasync` that began after the last of them, or the one write's `RWF_DSYNC`, succeeded. Nothing is retried.
+//! 4. A write and the sync linked to it enter the submission queue together. If the kernel takes only the write all the
+//!    same (it does when it runs out of memory between the two), the link is void, and another sync follows both.
 
 use crate::buffer::AlignedBuf;
 use crate::errors::{failed, short};
@@ -50,6 +53,10 @@ impl Key {
         Self { op: narrow(op), part: narrow(part) }
     }
 
+    fn sync_of(op: usize) -> Self {
+        Self { part: Self::SYNC, ..Self::new(op, 0) }
+    }
+
     fn user_data(self) -> u64 {
         u64::from(self.op) << 32 | u64::from(self.part)
     }
@@ -72,10 +79,22 @@ struct Commit {
     iovecs: Vec<Iovecs>,
     /// Parts on their way.
     left: usize,
-    /// An `fdatasync` is still owed.
-    sync_due: bool,
+    durability: Durability,
     /// The first failure.
     error: Option<DiskError>,
+}
+
+/// What makes a commit durable.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Durability {
+    /// The one write, by itself.
+    Through,
+    /// A sync that is linked to the one write.
+    Linked,
+    /// A sync, to be asked for when all parts have ended well.
+    Owed,
+    /// A sync that was asked for then.
+    Asked,
 }
 
 /// A segment's pieces as the kernel wants them.
@@ -138,14 +157,19 @@ impl Uring {
 
     pub fn commit(&mut self, id: u64, segments: Vec<Segment>) {
         let iovecs = segments.iter().map(Iovecs::new).collect();
+        let durability = match segments.len() {
+            1 if self.target.write_through => Durability::Through,
+            1 => Durability::Linked,
+            _ => Durability::Owed,
+        };
         let parts = segments.len();
-        let sync_due = parts != 1 || !self.target.write_through;
-        let commit = Commit { id, segments, iovecs, left: parts, sync_due, error: None };
-        let op = self.ops.insert(Op::Commit(commit));
+        let left = parts + usize::from(durability == Durability::Linked);
+        let op = self.ops.insert(Op::Commit(Commit { id, segments, iovecs, left, durability, error: None }));
         self.waiting.extend((0..parts).map(|part| Key::new(op, part)));
-        if parts == 0 {
-            self.advance(op);
+        if durability == Durability::Linked {
+            self.waiting.push_back(Key::sync_of(op));
         }
+        self.advance(op);
     }
 
     pub fn read(&mut self, id: u64, offset: u64, buffer: AlignedBuf) {
@@ -173,11 +197,7 @@ impl Uring {
                 return;
             }
             match self.ring.submit() {
-                Ok(taken) if taken > 0 => {
-                    self.waiting.drain(..taken);
-                    self.queued -= taken;
-                    self.in_flight += taken;
-                }
+                Ok(taken) if taken > 0 => self.taken(taken),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 // Out of memory or of room: the next completion tries again.
                 Ok(_) | Err(_) if self.in_flight > 0 => return,
@@ -192,11 +212,35 @@ impl Uring {
         self.refuse_waiting();
     }
 
-    /// Moves keys into the submission queue while there is room in it and in the kernel.
+    /// Whether `key` is a write whose sync is linked to it and comes next.
+    fn heads_link(&self, key: Key) -> bool {
+        let commit = &self.ops[key.op as usize];
+        key.part != Key::SYNC && matches!(commit, Op::Commit(Commit { durability: Durability::Linked, .. }))
+    }
+
+    /// The kernel has taken `count` of what was queued. If the next is a sync whose write it took: see rule 4.
+    fn taken(&mut self, count: usize) {
+        self.waiting.drain(..count);
+        self.queued -= count;
+        self.in_flight += count;
+        let Some(next) = self.waiting.front().filter(|next| self.queued > 0 && next.part == Key::SYNC) else { return };
+        if let Op::Commit(commit) = &mut self.ops[next.op as usize]
+            && commit.durability == Durability::Linked
+        {
+            commit.durability = Durability::Owed;
+        }
+    }
+
+    /// Moves keys into the submission queue while there is room in it and in the kernel, linked ones together.
     #[allow(unsafe_code)]
     fn push(&mut self) {
-        while self.queued < self.waiting.len() && self.in_flight + self.queued < ENTRIES as usize {
-            let entry = self.entry(self.waiting[self.queued]);
+        while let Some(&key) = self.waiting.get(self.queued) {
+            // What is linked to a key that was queued has had its room set aside with it.
+            let needed = if self.heads_link(key) { 2 } else { 1 };
+            if self.in_flight + self.queued + needed > ENTRIES as usize {
+                return;
+            }
+            let entry = self.entry(key);
             // SAFETY: the file descriptor and all memory that the entry names (iovecs, the pieces they point to, the
             // read buffer) belong to `self`: the memory to the key's operation in `ops`, on the heap, where growing
             // `ops` does not move it. By rule 1 it stays there, unshared where the kernel writes to it, until this
@@ -219,11 +263,12 @@ impl Uring {
             Op::Commit(_) if key.part == Key::SYNC => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
             Op::Commit(commit) => {
                 let (segment, iovecs) = (&commit.segments[key.part as usize], &commit.iovecs[key.part as usize].0);
-                let flags = if commit.sync_due { 0 } else { libc::RWF_DSYNC };
-                opcode::Writev::new(fd, iovecs.as_ptr(), iovecs.len() as u32)
-                    .offset(segment.offset)
-                    .rw_flags(flags)
-                    .build()
+                let write = opcode::Writev::new(fd, iovecs.as_ptr(), iovecs.len() as u32).offset(segment.offset);
+                match commit.durability {
+                    Durability::Through => write.rw_flags(libc::RWF_DSYNC).build(),
+                    Durability::Linked => write.build().flags(squeue::Flags::IO_LINK),
+                    Durability::Owed | Durability::Asked => write.build(),
+                }
             }
         };
         entry.user_data(key.user_data())
@@ -273,10 +318,10 @@ impl Uring {
         if commit.left > 0 {
             return;
         }
-        if commit.sync_due && commit.error.is_none() {
-            commit.sync_due = false;
+        if commit.durability == Durability::Owed && commit.error.is_none() {
+            commit.durability = Durability::Asked;
             commit.left = 1;
-            self.waiting.push_back(Key { part: Key::SYNC, ..Key::new(op, 0) });
+            self.waiting.push_back(Key::sync_of(op));
         } else {
             let result = commit.error.take().map_or(Ok(()), Err);
             let id = commit.id;
@@ -321,5 +366,97 @@ impl std::fmt::Debug for Uring {
             .field("ops", &self.ops.len())
             .field("in_flight", &self.in_flight)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::open;
+    use crate::{BufferPool, DiskOptions, Fill};
+
+    fn uring(dir: &tempfile::TempDir) -> Uring {
+        let path = dir.path().join("disk");
+        open::create(&path, open::DISK_BYTES_MIN, Fill::Reserve, &mut |_| {}).unwrap();
+        let target =
+            open::open(&path, &DiskOptions { buffered: true, ..DiskOptions::new(BufferPool::new(0)) }).unwrap();
+        Uring::start(Arc::new(target), Arc::new(Signal::new().unwrap())).unwrap()
+    }
+
+    fn segment() -> Segment {
+        Segment { offset: 0, len: 4096, pieces: vec![vec![1; 4096].into()] }
+    }
+
+    fn durability(uring: &Uring) -> Durability {
+        match uring.ops.iter().next() {
+            Some((_, Op::Commit(commit))) => commit.durability,
+            other => panic!("no commit: {other:?}"),
+        }
+    }
+
+    fn finish(mut uring: Uring) -> Vec<DiskEvent> {
+        let mut events = Vec::new();
+        while uring.outstanding() > 0 {
+            uring.signal.wait().unwrap();
+            uring.signal.lower();
+            uring.completions(&mut events);
+        }
+        events
+    }
+
+    #[test]
+    #[allow(unsafe_code)]
+    fn a_sync_that_was_torn_from_its_write_is_followed_by_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut uring = uring(&dir);
+        uring.commit(1, vec![segment()]);
+        uring.push();
+        assert_eq!((uring.queued, durability(&uring)), (2, Durability::Linked));
+        // SAFETY: the entry is one that `push` queued, whose memory `ops` keeps.
+        let taken = unsafe { uring.ring.submitter().enter::<libc::sigset_t>(1, 0, 0, None) };
+        uring.taken(taken.unwrap());
+        assert_eq!((uring.queued, uring.in_flight, durability(&uring)), (1, 1, Durability::Owed));
+        uring.flush();
+        // Both have ended before anyone looks, and still the commit is not done.
+        while uring.in_flight > 0 && durability(&uring) != Durability::Asked {
+            uring.signal.wait().unwrap();
+            uring.signal.lower();
+            uring.reap();
+        }
+        assert_eq!((durability(&uring), uring.ready.len()), (Durability::Asked, 0));
+        uring.flush();
+        assert_eq!(finish(uring), [DiskEvent::Committed { id: 1, result: Ok(()) }]);
+    }
+
+    #[test]
+    fn linked_parts_enter_the_queue_together_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut uring = uring(&dir);
+        uring.read(0, 0, BufferPool::new(0).take(4096));
+        (1..=u64::from(ENTRIES)).for_each(|id| uring.commit(id, vec![segment()]));
+        uring.push();
+        assert_eq!(uring.queued, ENTRIES as usize - 1, "one place is left, and a pair does not fit");
+        uring.flush();
+        assert_eq!(finish(uring).len(), 1 + ENTRIES as usize);
+    }
+
+    #[test]
+    fn a_ring_that_breaks_answers_everything_with_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut uring = uring(&dir);
+        uring.broken = Some(Errno::NOMEM);
+        uring.commit(1, vec![segment()]);
+        uring.commit(2, vec![]);
+        uring.read(3, 0, BufferPool::new(0).take(4096));
+        uring.flush();
+        let events = finish(uring);
+        assert_eq!(events.len(), 3);
+        for event in events {
+            let (DiskEvent::Committed { result: Err(error), .. } | DiskEvent::Read { result: Err(error), .. }) = event
+            else {
+                panic!("a success without a kernel: {event:?}")
+            };
+            assert!(error.text.ends_with("Cannot allocate memory"), "{error}");
+        }
     }
 }

@@ -130,10 +130,10 @@ fn until(what: &str, mut done: impl FnMut() -> bool) {
 
 fn everywhere(test: impl Fn(&mut Disk, &BadDevice)) {
     for looped in [false, true] {
-        for engine in [Engine::Uring, Engine::Threads] {
+        for (engine, write_through) in [(Engine::Uring, false), (Engine::Uring, true), (Engine::Threads, false)] {
             let Some(device) = BadDevice::new(looped) else { return };
-            eprintln!("{} by {engine:?}", device.path().display());
-            let options = DiskOptions { engine, ..DiskOptions::new(BufferPool::new(1 << 20)) };
+            eprintln!("{} by {engine:?}, written through: {write_through}", device.path().display());
+            let options = DiskOptions { engine, write_through, ..DiskOptions::new(BufferPool::new(1 << 20)) };
             let mut disk = Disk::open(device.path(), &options).unwrap();
             test(&mut disk, &device);
             drop(disk);
