@@ -19,8 +19,8 @@
 //! 6. A sealed header never points to a footer that is not durable: footer and header go in two commits.
 //! 7. A slot is used again only when its freeing is durable and nobody reads it any more.
 //! 8. No byte is handed out that does not match the sum taken of it when it was accepted.
-//! 9. After one failed commit a disk takes nothing more, and nothing that was in that commit is called done. What can
-//!    still be read, and checks, is read.
+//! 9. After one failed commit a disk takes nothing more, and nothing that was in that commit is called done; it may
+//!    still show after a restart. What can be read, and checks, is read.
 //! 10. The start of a run is recorded, with a sync of all that earlier runs wrote, before anything is answered.
 //!
 //! # Why this way
@@ -41,11 +41,15 @@
 //! # Tests that hold it
 //! `tests/serve.rs` goes through the requests, `tests/restart.rs` through crashes and damage one by one,
 //! `tests/random.rs` drives random requests into a crash at every point that keeps any sectors of the commit in flight,
-//! `tests/golden.rs` reads disks that earlier versions wrote. Each of these changes makes them fail: answering at
-//! acceptance; answering a fence before its commit; comparing epochs with `<=`; appending after a restart or a fill;
-//! writing footer and sealed header in one commit, or the header alone; two headers of a slot in one commit; reading
-//! what is not durable; answering `Never` beside a damaged slot; clearing `damaged` at the first fill; going on after
-//! a failed commit; serving before the first commit; skipping a sum, or taking one header for another.
+//! `tests/golden.rs` reads disks that earlier versions wrote. Each of these changes makes at least one fail (tried one
+//! by one): answering at acceptance; keeping a fence in memory only, writing it to one of its places only, or answering
+//! it before appends accepted earlier; comparing epochs with `<=`, or not at all; forgetting a lease; appending after a
+//! restart or a fill; taking another frame for a resend; acknowledging beyond a seal; sealing at another length;
+//! writing footer and sealed header in one commit; reading what is not durable; skipping a sum, on a read or in the
+//! scan, or taking one header for another; not looking beyond the valid prefix, hiding what is found there, or
+//! forgetting it at the first fill; answering `Never` beside a damaged slot; beginning a copy by a fill as if nothing
+//! could be missing; using a slot under a reader, or freeing it without a write; using an incarnation twice; going on
+//! after a failed commit; serving before the first.
 //!
 //! [`format`]: crate::format
 

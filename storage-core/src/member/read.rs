@@ -143,7 +143,7 @@ impl DiskCore {
                 (SmallVec::new(), Some(seal))
             }
             Content::Free | Content::Found(..) | Content::Leaving(..) | Content::Damaged => {
-                return out.replies.refuse(req, Rejection::NoSuchExtent);
+                return out.replies.refuse(req, failed.err().unwrap_or(Rejection::NoSuchExtent));
             }
         };
         self.stats.reads += 1;
@@ -182,7 +182,7 @@ impl DiskCore {
                 self.begin(job, footers, &[], out);
             }
             Content::Free | Content::Found(..) | Content::Leaving(..) | Content::Damaged => {
-                out.replies.refuse(req, Rejection::NoSuchExtent);
+                out.replies.refuse(req, self.check_works().err().unwrap_or(Rejection::NoSuchExtent));
             }
         }
     }
@@ -450,6 +450,7 @@ mod tests {
         };
         assert_eq!(ranges_of(&wanted(&[0, 1, 5, 100, 357, 360]))[..], [(0, 6), (100, 1), (357, 4)]);
         let dense: Vec<Blocks> = (0..300).collect();
-        assert_eq!(ranges_of(&wanted(&dense))[..], [(0, 256), (256, 44)]);
+        let rest = 300 - READ_BLOCKS_MAX;
+        assert_eq!(ranges_of(&wanted(&dense))[..], [(0, READ_BLOCKS_MAX), (READ_BLOCKS_MAX, rest)]);
     }
 }

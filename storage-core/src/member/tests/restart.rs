@@ -122,14 +122,15 @@ fn nothing_is_answered_before_the_start_is_recorded() {
 }
 
 #[test]
-fn a_disk_that_cannot_record_its_start_serves_reads_only_when_it_can_prove_them() {
+fn a_disk_that_cannot_record_its_start_serves_nothing_and_says_why() {
     let (mut world, x) = with_frames(&[1]);
     world.call(seal(x, 1, 2));
     let mut world = World::starting(world.lose_power(&mut || false), Instant(0));
     world.fail_commit(0);
     assert!(world.member.is_started());
     assert!(matches!(rejected(world.call(fence(V, 2))), Rejection::DiskFailed(_)));
-    assert_eq!(rejected(world.call(read(x, 1, 0, 1))), Rejection::NoSuchExtent);
+    assert!(matches!(rejected(world.call(read(x, 1, 0, 1))), Rejection::DiskFailed(_)));
+    assert!(matches!(rejected(world.call(frames(x, 1, 0))), Rejection::DiskFailed(_)));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use super::world::*;
 use crate::format::slot::FOOTER_COVERS;
 use crate::format::{Frame, Stream, crc};
 use crate::ids::{BLOCK_SIZE, Blocks, Epoch, ExtentId, ExtentSeq, VolumeId};
-use crate::limits::{EXTENT_BLOCKS_MIN, FRAMES_HEADERS_MAX, READ_LEASE};
+use crate::limits::{EXTENT_BLOCKS_MIN, FRAMES_HEADERS_MAX, READ_BLOCKS_MAX, READ_LEASE};
 use crate::member::ReqId;
 use crate::peer::{Class, Copy, FreeSpace, Rejection, Request, Response};
 use crate::time::Duration;
@@ -267,7 +267,7 @@ fn reads_are_of_what_is_durable_and_inside() {
     assert_eq!(rejected(world.call(read(x, 1, 6, 2))), Rejection::PastEnd { length: 7 });
     assert_eq!(rejected(world.call(read(x, 1, Blocks::MAX, 2))), Rejection::PastEnd { length: 7 });
     assert!(matches!(rejected(world.call(read(x, 1, 0, 0))), Rejection::BadBytes(_)));
-    assert!(matches!(rejected(world.call(read(x, 1, 0, 257))), Rejection::BadBytes(_)));
+    assert!(matches!(rejected(world.call(read(x, 1, 0, READ_BLOCKS_MAX + 1))), Rejection::BadBytes(_)));
     assert_eq!(rejected(world.call(read(extent(1, 9), 1, 0, 1))), Rejection::NoSuchExtent);
     world.ask(append(x, 7, 4));
     let waits = world.ask(read(x, 1, 8, 4));

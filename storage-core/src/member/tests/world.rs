@@ -202,7 +202,13 @@ impl World {
     }
 
     pub fn fail_commit(&mut self, disk: usize) {
-        let (id, _) = self.disks[disk].commit.take().expect("a commit in flight");
+        self.fail_commit_after(disk, &mut || false);
+    }
+
+    /// A commit fails, after some of its sectors were written.
+    pub fn fail_commit_after(&mut self, disk: usize, keep: &mut dyn FnMut() -> bool) {
+        let (id, writes) = self.disks[disk].commit.take().expect("a commit in flight");
+        writes.iter().for_each(|write| self.disks[disk].platter.apply(write, keep));
         self.disk_event(disk, DiskEvent::Committed { id, result: Err(eio()) });
     }
 
