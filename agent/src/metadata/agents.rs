@@ -35,10 +35,7 @@ pub enum AgentError {
     #[error("agent {0:?} has no disk")]
     NoDisks(String),
     /// The name belongs to another agent.
-    #[error(
-        "cannot register agent {id} as {name:?}: that is the name of agent {other}. Pass another with --name; or, if that \
-         agent's disks are gone for good, remove it first"
-    )]
+    #[error("cannot register agent {id} as {name:?}: that is the name of agent {other}. Pass another with --name")]
     NameTaken {
         /// Who wanted it.
         id: AgentId,

@@ -355,4 +355,40 @@ mod tests {
             assert!(matches!(bad, Err(ConfigError::Prefix(_))), "{prefix:?}");
         }
     }
+
+    #[derive(clap::Parser)]
+    struct Program {
+        #[command(flatten)]
+        meta: MetaArgs,
+    }
+
+    fn flags(flags: &[&str]) -> Result<MetaConfig, ConfigError> {
+        <Program as clap::Parser>::parse_from([&["program"], flags].concat()).meta.config()
+    }
+
+    #[test]
+    fn flags_make_a_configuration() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("password");
+        std::fs::write(&file, "pass word\n").unwrap();
+        let file = file.to_str().unwrap();
+        let url = ["--etcd", "https://a,b", "--etcd-ca", "ca.pem", "--etcd-cert", "c.pem", "--etcd-key", "k.pem"];
+        let user = ["--etcd-user", "u", "--etcd-password-file", file, "--etcd-prefix", "/other/"];
+        let config = flags(&[&url[..], &user[..]].concat()).unwrap();
+        assert_eq!(config.url.to_string(), "https://a:2379,https://b:2379");
+        assert_eq!(config.user, Some(("u".into(), "pass word".into())));
+        let identity = Some(("c.pem".into(), "k.pem".into()));
+        assert_eq!(config.tls, Some(TlsFiles { ca: "ca.pem".into(), identity }));
+        assert_eq!((config.prefix.as_str(), config.timeout), ("/other/", TIMEOUT_DEFAULT));
+    }
+
+    #[test]
+    fn half_a_configuration_is_refused() {
+        assert!(matches!(flags(&["--etcd", "https://a", "--etcd-cert", "c"]), Err(ConfigError::HalfIdentity)));
+        let identity = ["--etcd", "https://a", "--etcd-cert", "c", "--etcd-key", "k"];
+        assert!(matches!(flags(&identity), Err(ConfigError::NoCa)));
+        let missing = ["--etcd", "a", "--etcd-user", "u", "--etcd-password-file", "/no/such/file"];
+        assert!(matches!(flags(&missing), Err(ConfigError::PasswordFile { .. })));
+        assert!(matches!(flags(&["--etcd", "a b"]), Err(ConfigError::Url { .. })));
+    }
 }

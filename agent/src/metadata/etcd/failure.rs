@@ -13,7 +13,7 @@ use tonic::{Code, ConnectError, Status};
 pub(super) enum Failure {
     /// No connection was made, so nothing was sent.
     Unreachable(String),
-    /// etcd says that it cannot begin anything now: no leader, or too busy.
+    /// etcd says that it is too busy to begin anything now.
     NotNow(String),
     /// It may have happened, or may yet.
     Unknown(String),
@@ -60,8 +60,7 @@ fn classify_status(status: &Status) -> Failure {
 
 fn classify_words(code: Code, words: &str) -> Failure {
     match (code, words) {
-        // Said before the request is handled.
-        (Code::Unavailable, "no leader") => Failure::NotNow("it has no leader".into()),
+        // Said before anything is proposed.
         (Code::ResourceExhausted, "too many requests") => Failure::NotNow("it is too busy".into()),
         (Code::ResourceExhausted, "mvcc: database space exceeded") => Failure::Refused(
             "no space: its database has reached its quota. Compact and defragment it, then `etcdctl alarm disarm`, or \
@@ -170,7 +169,7 @@ mod tests {
             assert_eq!(kind(status.clone()), "refused", "{status:?}");
         }
         assert_eq!(kind(Status::not_found("etcdserver: requested lease not found")), "lease gone");
-        assert_eq!(kind(Status::unavailable("etcdserver: no leader")), "not now");
+        assert_eq!(kind(Status::resource_exhausted("etcdserver: too many requests")), "not now");
     }
 
     /// All of these may come after etcd has carried the request out.
@@ -180,6 +179,7 @@ mod tests {
             Status::unavailable("etcdserver: request timed out"),
             Status::unavailable("etcdserver: request timed out, possibly due to previous leader failure"),
             Status::unavailable("etcdserver: leader changed"),
+            Status::unavailable("etcdserver: no leader"),
             Status::unknown("etcdserver: something new"),
             // The same codes from elsewhere: a reset stream, a proxy, our own decoder.
             Status::resource_exhausted("h2 protocol error: http2 error"),

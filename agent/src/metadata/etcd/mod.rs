@@ -32,6 +32,8 @@ use torus_core::meta::{
 
 /// How long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long an idle connection may be silent before the kernel asks after it.
+const TCP_KEEPALIVE: Duration = Duration::from_secs(10);
 /// How often a connection with a watch is tried, and how long it may be silent then. etcd closes connections that ask
 /// more often than every 5 s.
 const PING: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(4));
@@ -268,6 +270,7 @@ fn is_too_long(text: &str) -> bool {
 fn options(urls: &[String], config: &MetaConfig) -> Result<ConnectOptions, ConfigError> {
     let mut options = ConnectOptions::new()
         .with_connect_timeout(CONNECT_TIMEOUT)
+        .with_tcp_keepalive(TCP_KEEPALIVE)
         .with_keep_alive(PING.0, PING.1)
         .with_keep_alive_while_idle(false)
         .with_require_leader(true)
