@@ -8,6 +8,7 @@
 
 use super::io::{IoDone, IoError, IoId};
 use super::map::{ExtentIndex, Map, Mapped};
+use crate::format::zeros::push_zeros;
 use crate::format::{Pieces, frame};
 use crate::ids::{AgentId, BLOCK_SIZE, Blocks, ExtentId, ExtentSeq, Lba};
 use crate::limits::{HEDGE_WAIT, PEER_WAIT, READ_BLOCKS_MAX, RETRY_PAUSE};
@@ -65,7 +66,6 @@ pub struct Reads {
     /// Reads that wait for a lease.
     waiting: VecDeque<(IoId, Lba, u64)>,
     turn: usize,
-    zeros: Bytes,
 }
 
 /// Which part of which read an answer is for.
@@ -184,7 +184,7 @@ impl Reads {
         }
         read.left = read.parts.len();
         if read.left == 0 {
-            done.push((io, Ok(IoDone::Data(self.gather(read)))));
+            done.push((io, Ok(IoDone::Data(Self::gather(read)))));
             return;
         }
         for part in &read.parts {
@@ -255,7 +255,7 @@ impl Reads {
                     if read.left == 0 {
                         let read = self.reads.remove(&at.read).expect("the read is under way");
                         let io = read.io;
-                        done.push((io, Ok(IoDone::Data(self.gather(read)))));
+                        done.push((io, Ok(IoDone::Data(Self::gather(read)))));
                     }
                     return;
                 }
@@ -300,23 +300,13 @@ impl Reads {
         done.push((read.io, Err(IoError::Unreadable { lba })));
     }
 
-    fn gather(&mut self, mut read: Read) -> Pieces {
+    fn gather(mut read: Read) -> Pieces {
         let mut pieces = Pieces::new();
         for slot in std::mem::take(&mut read.slots) {
             match slot {
                 Slot::Bytes(bytes) => pieces.push(bytes),
                 Slot::Part(i) => pieces.push(read.parts[i].data.take().expect("every part has arrived")),
-                Slot::Zeros(blocks) => {
-                    let chunk = READ_BLOCKS_MAX as usize * BLOCK_SIZE;
-                    if self.zeros.is_empty() {
-                        self.zeros = vec![0; chunk].into();
-                    }
-                    let mut left = blocks as usize * BLOCK_SIZE;
-                    while left > 0 {
-                        pieces.push(self.zeros.slice(..left.min(chunk)));
-                        left -= left.min(chunk);
-                    }
-                }
+                Slot::Zeros(blocks) => push_zeros(&mut pieces, blocks as usize * BLOCK_SIZE),
             }
         }
         pieces

@@ -236,8 +236,8 @@ impl Volume {
                     Err(error) => Some(Err(error)),
                     Ok(()) => match recovery.turn(now, &mut self.wire) {
                         Some(Ok(recovered)) => {
-                            let peers = recovery.take_peers();
-                            Some(self.load(now, recovered, peers))
+                            let (peers, next_call) = (recovery.take_peers(), recovery.next_call());
+                            Some(self.load(now, recovered, peers, next_call))
                         }
                         Some(Err(error)) => Some(Err(error)),
                         None => None,
@@ -297,13 +297,19 @@ impl Volume {
     }
 
     /// From a log that is sealed to the map: by its checkpoint, if there is one.
-    fn load(&mut self, now: Instant, recovered: Recovered, peers: Peers) -> Result<Stage, OpenError> {
+    fn load(
+        &mut self,
+        now: Instant,
+        recovered: Recovered,
+        peers: Peers,
+        next_call: u64,
+    ) -> Result<Stage, OpenError> {
         let size = recovered.meta.size.0;
         let Some((head, _)) = &recovered.head else {
-            return self.serve(recovered, Map::new(size), Table::default(), peers);
+            return self.serve(recovered, Map::new(size), Table::default(), peers, next_call);
         };
         let loading = Loading::new(self.id(), recovered.epoch, head.clone(), size);
-        Ok(Stage::Loading(Box::new(Load { recovered, loading, peers, calls: Calls::default(), since: now })))
+        Ok(Stage::Loading(Box::new(Load { recovered, loading, peers, calls: Calls::from(next_call), since: now })))
     }
 
     fn continue_loading(&mut self, now: Instant) -> Option<Result<Stage, OpenError>> {
@@ -317,11 +323,12 @@ impl Volume {
         }
         if load.loading.is_done() {
             load.loading.adopt();
+            let next_call = load.calls.next();
             let Load { recovered, loading, peers, .. } = &mut **load;
             let map = std::mem::replace(&mut loading.map, Map::new(0));
             let (table, peers) = (std::mem::take(&mut loading.table), std::mem::take(peers));
             let recovered = recovered.clone();
-            return Some(self.serve(recovered, map, table, peers));
+            return Some(self.serve(recovered, map, table, peers, next_call));
         }
         if now.since(load.since) > patience {
             let missing: Vec<String> = load.loading.waits_for().iter().map(|&a| load.peers.name(a)).collect();
@@ -334,7 +341,14 @@ impl Volume {
     }
 
     /// Replays the log on top of the checkpoint and begins to serve.
-    fn serve(&self, recovered: Recovered, mut map: Map, mut table: Table, peers: Peers) -> Result<Stage, OpenError> {
+    fn serve(
+        &self,
+        recovered: Recovered,
+        mut map: Map,
+        mut table: Table,
+        peers: Peers,
+        next_call: u64,
+    ) -> Result<Stage, OpenError> {
         for x in &recovered.extents {
             merge_extent(&mut table, x);
         }
@@ -387,7 +401,7 @@ impl Volume {
             frames_max: config.frames_max,
         };
         let writer = Writer::new(writer, recovered.epoch, recovered.next);
-        let log = Log::new(config, writer, table, peers, self.ring.clone(), recovered.epoch_doc);
+        let log = Log::new(config, writer, table, peers, self.ring.clone(), recovered.epoch_doc, next_call);
         Ok(Stage::Serving(Box::new(Serving::new(log, map, recovered.head, logged))))
     }
 }

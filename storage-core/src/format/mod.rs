@@ -3,6 +3,7 @@
 
 pub mod disk;
 pub mod frame;
+pub mod zeros;
 pub mod slot;
 
 pub use frame::{Frame, FrameError, FrameHeader, Record, Stream};

@@ -42,6 +42,19 @@ impl<W, M> Default for Calls<W, M> {
 }
 
 impl<W, M> Calls<W, M> {
+    /// None yet; the first gets the number `next`. Numbers go on where an owner's earlier stage left off, so that an answer
+    /// which comes late can never be taken for another's.
+    #[must_use]
+    pub fn from(next: u64) -> Self {
+        Calls { next, ..Calls::default() }
+    }
+
+    /// The number that the next request will get.
+    #[must_use]
+    pub fn next(&self) -> u64 {
+        self.next
+    }
+
     fn number(&mut self) -> u64 {
         self.next += 1;
         self.next - 1

@@ -214,7 +214,7 @@ pub struct Log {
 }
 
 impl Log {
-    /// A log that continues at `writer`'s place with the extents in `table`.
+    /// A log that continues at `writer`'s place with the extents in `table`, and numbers its requests from `next_call` on.
     #[must_use]
     pub fn new(
         config: LogConfig,
@@ -223,6 +223,7 @@ impl Log {
         peers: Peers,
         ring: Arc<Ring>,
         epoch_doc: Vec<u8>,
+        next_call: u64,
     ) -> Log {
         let unsynced = table
             .iter()
@@ -238,7 +239,7 @@ impl Log {
             writer,
             table,
             peers,
-            calls: Calls::default(),
+            calls: Calls::from(next_call),
             ring,
             epoch_doc,
             drawn: 0,

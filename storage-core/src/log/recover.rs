@@ -240,6 +240,12 @@ impl Recovery {
         &self.peers
     }
 
+    /// The number that the next request would get.
+    #[must_use]
+    pub fn next_call(&self) -> u64 {
+        self.calls.next()
+    }
+
     /// Hands the agents on to the log.
     pub fn take_peers(&mut self) -> Peers {
         std::mem::take(&mut self.peers)
