@@ -297,13 +297,7 @@ impl Volume {
     }
 
     /// From a log that is sealed to the map: by its checkpoint, if there is one.
-    fn load(
-        &mut self,
-        now: Instant,
-        recovered: Recovered,
-        peers: Peers,
-        next_call: u64,
-    ) -> Result<Stage, OpenError> {
+    fn load(&mut self, now: Instant, recovered: Recovered, peers: Peers, next_call: u64) -> Result<Stage, OpenError> {
         let size = recovered.meta.size.0;
         let Some((head, _)) = &recovered.head else {
             return self.serve(recovered, Map::new(size), Table::default(), peers, next_call);

@@ -3,8 +3,8 @@
 
 pub mod disk;
 pub mod frame;
-pub mod zeros;
 pub mod slot;
+pub mod zeros;
 
 pub use frame::{Frame, FrameError, FrameHeader, Record, Stream};
 
