@@ -800,9 +800,13 @@ impl Extent {
         self.doc.sealed.is_none() && self.is_log()
     }
 
-    /// Enough members have answered to know that nothing acknowledged is missing.
+    /// Enough members have answered to know that nothing acknowledged is missing: one that is sound, or all of them with
+    /// tails that a power cut may have torn. What was acknowledged is on all, so the longest of all has it.
     fn settled(&self) -> bool {
-        !self.is_open() || self.answers.values().any(|copy| sound(copy).is_some())
+        let told = |copy: &Copy| !matches!(copy, Copy::Unknown);
+        !self.is_open()
+            || self.answers.values().any(|copy| sound(copy).is_some())
+            || self.doc.members.iter().all(|agent| self.answers.get(agent).is_some_and(told))
     }
 
     /// The longest valid prefix. An unfinished checkpoint is nothing.
@@ -866,5 +870,50 @@ impl Extent {
             None => Seal { length: self.length, last: self.frames.last().map_or(Vseq(0), FrameInfo::last) },
         };
         ExtentDoc { sealed: Some(seal), ..self.doc.clone() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn extent(answers: &[(u64, Copy)]) -> Extent {
+        let doc = ExtentDoc {
+            stream: Stream::Log,
+            members: vec![AgentId(1), AgentId(2)],
+            former: Vec::new(),
+            degraded: false,
+            sealed: None,
+        };
+        let mut x = Extent::new(ExtentSeq(1 << 24), doc);
+        x.answers = answers.iter().map(|&(agent, copy)| (AgentId(agent), copy)).collect();
+        x
+    }
+
+    fn open(length: Blocks, damaged: bool) -> Copy {
+        Copy::Open { length, lac: Vseq(0), damaged }
+    }
+
+    #[test]
+    fn one_sound_copy_settles_an_extent_and_the_longest_ends_it() {
+        let x = extent(&[(1, open(7, false))]);
+        assert_eq!((x.settled(), x.end()), (true, 7));
+        let x = extent(&[(1, open(7, false)), (2, open(9, true))]);
+        assert_eq!((x.settled(), x.end()), (true, 9));
+        assert!(extent(&[(1, Copy::Never)]).settled());
+    }
+
+    #[test]
+    fn a_damaged_or_forgetful_copy_alone_settles_nothing() {
+        assert!(!extent(&[]).settled());
+        assert!(!extent(&[(1, open(7, true))]).settled());
+        assert!(!extent(&[(1, Copy::Unknown)]).settled());
+        assert!(!extent(&[(1, open(7, true)), (2, Copy::Unknown)]).settled());
+    }
+
+    #[test]
+    fn tails_that_a_power_cut_tore_on_all_members_do_not_keep_a_volume_closed() {
+        let x = extent(&[(1, open(7, true)), (2, open(5, true))]);
+        assert_eq!((x.settled(), x.end()), (true, 7));
     }
 }
