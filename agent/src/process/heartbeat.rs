@@ -1,6 +1,7 @@
 //! The sign of life: kept on the control side, so that no load on the data plane delays it.
 
 use super::failure::{RunError, told};
+use super::join;
 use super::status::Status;
 use crate::metadata::{AgentError, Heartbeat};
 use std::sync::Arc;
@@ -25,6 +26,7 @@ pub async fn keep(
     let mut beats = interval(LEASE_TIME / 3);
     beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
     beats.tick().await;
+    let mut in_ring = join::look(&*store, &status).await;
     loop {
         tokio::select! {
             _ = beats.tick() => {}
@@ -41,6 +43,9 @@ pub async fn keep(
                 error @ (AgentError::Superseded { .. } | AgentError::Earlier { .. } | AgentError::NotRegistered(_)),
             ) => return Err(RunError::Displaced(told(&error))),
             Err(error) => status.metadata(Err(told(&error))),
+        }
+        if !in_ring {
+            in_ring = join::look(&*store, &status).await;
         }
     }
     if let Err(error) = heartbeat.end(&*store).await {

@@ -22,6 +22,7 @@ mod failure;
 pub mod file;
 mod heartbeat;
 mod http;
+mod join;
 pub mod logging;
 mod metrics;
 mod status;
@@ -32,9 +33,7 @@ pub use failure::{RunError, StartError, exit_code, told};
 pub use heartbeat::LEASE_TIME;
 pub use status::{Readiness, Status, Who};
 
-use crate::metadata::{
-    AgentError, ClusterError, Heartbeat, RingsError, Wish, init_cluster, join_ring, load_cluster, register_agent,
-};
+use crate::metadata::{AgentError, ClusterError, Heartbeat, init_cluster, load_cluster, register_agent};
 use crate::storage::{Command, Plane, PlaneEnd};
 use crate::tdp::{Aligned, Server};
 use disks::Disks;
@@ -47,7 +46,6 @@ use torus_core::ids::{AgentId, Incarnation};
 use torus_core::limits::{AGENT_BUFFERS_IDLE_BYTES, AGENT_COMMANDS_MAX, EXTENT_BLOCKS_DEFAULT, REPLICAS_DEFAULT};
 use torus_core::meta::MetadataStore;
 use torus_core::meta::docs::{AgentDoc, AliveDoc, ClusterDoc};
-use torus_core::ring::RingAgent;
 use torus_core::tdp::Identity;
 use torus_store::BufferPool;
 
@@ -84,7 +82,7 @@ impl Agent {
         let run = found.disks.iter().map(|(_, core)| core.incarnation()).max().unwrap_or(Incarnation(1));
         let registered = register(&config, &*store, &found).await?;
         if config.auto_join {
-            join(&cluster, &*store, found.agent, &registered).await?;
+            join::join(&cluster, &*store, found.agent, &registered).await?;
         }
         let missing = registered.disks.iter().filter(|id| found.disks.iter().all(|(_, core)| core.ids().disk != **id));
         let missing = missing.map(|id| id.to_string()).collect::<Vec<_>>();
@@ -334,20 +332,4 @@ async fn register(config: &Config, store: &dyn MetadataStore, found: &Disks) -> 
         }
         registered => Ok(registered?.doc),
     }
-}
-
-/// Enters the ring, so that it gets data. A ring that a person keeps closed is left alone: the agent is up all the same.
-async fn join(
-    cluster: &ClusterDoc,
-    store: &dyn MetadataStore,
-    agent: AgentId,
-    doc: &AgentDoc,
-) -> Result<(), StartError> {
-    let part = RingAgent { id: agent, domain: doc.domain.clone(), weight: doc.weight };
-    match join_ring(store, &[part], cluster.replicas, Wish::Agent).await {
-        Ok(ring) => tracing::info!(%agent, version = %ring.version, agents = ring.now.agents.len(), "in the ring"),
-        Err(error @ (RingsError::Closed { .. } | RingsError::Unsound(_))) => tracing::warn!("{}", told(&error)),
-        Err(error) => return Err(error.into()),
-    }
-    Ok(())
 }
