@@ -54,6 +54,8 @@ pub struct Plane {
     effects: MemberEffects,
     requests: Vec<(ReqId, Request)>,
     completions: Vec<DiskEvent>,
+    /// What has come in since the last step.
+    events: Vec<MemberEvent>,
 }
 
 impl Plane {
@@ -78,7 +80,7 @@ impl Plane {
         let disks = disks.into_iter().map(AsyncFd::new).collect::<io::Result<_>>()?;
         let mut effects = MemberEffects::default();
         let member = Member::new(cores, missing, clock.now(), &mut effects);
-        let (committing, requests, completions) = Default::default();
+        let (committing, requests, completions, events) = Default::default();
         Ok(Plane {
             clock,
             member,
@@ -91,6 +93,7 @@ impl Plane {
             effects,
             requests,
             completions,
+            events,
         })
     }
 
@@ -145,17 +148,16 @@ impl Plane {
 
     /// Takes everything that is there, and does everything that follows from it.
     fn turn(&mut self) {
-        let now = self.clock.now();
         self.server.take(&mut self.requests);
-        for (req, request) in self.requests.drain(..) {
-            self.member.step(now, MemberEvent::Request { req, request }, &mut self.effects);
+        self.events.extend(self.requests.drain(..).map(|(req, request)| MemberEvent::Request { req, request }));
+        if !self.events.is_empty() {
+            self.member.step_all(self.clock.now(), self.events.drain(..), &mut self.effects);
         }
         self.carry_out();
     }
 
     /// Collects what a disk has done.
     fn complete(&mut self, number: usize) {
-        let now = self.clock.now();
         let disk = DiskNo(number as u16);
         self.disks[number].get_mut().completions(&mut self.completions);
         for event in self.completions.drain(..) {
@@ -164,7 +166,7 @@ impl Plane {
             {
                 self.commit_seconds.observe(began.elapsed().as_secs_f64());
             }
-            self.member.step(now, MemberEvent::Disk { disk, event }, &mut self.effects);
+            self.events.push(MemberEvent::Disk { disk, event });
         }
     }
 

@@ -191,10 +191,7 @@ impl DiskCore {
     pub(super) fn on_disk(&mut self, event: DiskEvent, out: &mut MemberEffects) {
         match event {
             DiskEvent::Committed { id, result } => match self.commits.report(id, result) {
-                Ok((landed, batch)) => {
-                    self.land(landed, batch, out);
-                    self.flush(out);
-                }
+                Ok((landed, batch)) => self.land(landed, batch, out),
                 Err(abandoned) => self.fail(abandoned.error, abandoned.fences, out),
             },
             DiskEvent::Read { id, result } => self.on_read(id, result, out),

@@ -114,7 +114,28 @@ impl Member {
     /// # Panics
     /// On an event for a disk that is not there, or an answer to an operation that was not asked for.
     pub fn step(&mut self, now: Instant, event: MemberEvent, out: &mut MemberEffects) {
+        self.step_all(now, [event], out);
+    }
+
+    /// Several events that came at the same time, in order. What they write shares one commit per disk, where
+    /// [`Member::step`] would begin one with the first of them and have the others wait for it.
+    ///
+    /// # Panics
+    /// As [`Member::step`].
+    pub fn step_all(&mut self, now: Instant, events: impl IntoIterator<Item = MemberEvent>, out: &mut MemberEffects) {
         let first = out.replies.len();
+        for event in events {
+            self.take(now, event, out);
+        }
+        self.disks.iter_mut().for_each(|disk| disk.flush(out));
+        if !self.fencing.is_empty() {
+            self.settle(now, out);
+        }
+        let space = self.free_space();
+        out.replies.fill_in_space(first, space);
+    }
+
+    fn take(&mut self, now: Instant, event: MemberEvent, out: &mut MemberEffects) {
         match event {
             MemberEvent::Request { req, request } if !self.is_started() => match self.held.len() {
                 0..HELD_AT_START_MAX => self.held.push((req, request)),
@@ -130,11 +151,6 @@ impl Member {
                 }
             }
         }
-        if !self.fencing.is_empty() {
-            self.settle(now, out);
-        }
-        let space = self.free_space();
-        out.replies.fill_in_space(first, space);
     }
 
     fn request(&mut self, now: Instant, req: ReqId, request: Request, out: &mut MemberEffects) {
@@ -178,7 +194,6 @@ impl Member {
             Request::Delete { .. } => disk.delete(req, extent, out),
             Request::Fence { .. } | Request::Lease { .. } => unreachable!("answered above"),
         }
-        disk.flush(out);
     }
 
     /// Whether what it does not hold, it never held.
@@ -222,7 +237,6 @@ impl Member {
         self.fencing.insert(self.next_ticket, Fencing { req, volume, epoch, extents, waiting, proof: None });
         for disk in &mut self.disks {
             disk.fence(volume, epoch, self.next_ticket);
-            disk.flush(out);
         }
     }
 

@@ -58,6 +58,20 @@ fn an_append_is_answered_when_its_commit_has_landed_and_not_before() {
 }
 
 #[test]
+fn what_arrives_together_shares_one_commit() {
+    let (mut world, x, y) = (World::new(1, 8), extent(1, 0), extent(1, 1));
+    world.call(create(x, 1));
+    world.call(create(y, 1));
+    let asked = world.ask_all([append(x, 0, 1), append(y, 0, 1), append(x, 2, 3), fence(x.volume, 2)]);
+    world.finish_commit(0);
+    for (req, length) in asked.iter().zip([2, 2, 6]) {
+        assert_eq!(world.answer(*req), Some(&Response::Appended { length }));
+    }
+    assert!(matches!(world.answer(asked[3]), Some(Response::Fenced { .. })));
+    assert!(world.disks[0].commit.is_none(), "nothing is left for a second commit");
+}
+
+#[test]
 fn what_arrives_during_a_commit_shares_the_next_and_runs_are_one_write() {
     let (mut world, x, y) = (World::new(1, 8), extent(1, 0), extent(1, 1));
     world.call(create(x, 1));

@@ -187,6 +187,19 @@ impl World {
         req
     }
 
+    /// Requests that come at the same time.
+    pub fn ask_all(&mut self, requests: impl IntoIterator<Item = Request>) -> Vec<ReqId> {
+        let before = self.next;
+        let events: Vec<_> = (before + 1..)
+            .zip(requests)
+            .map(|(req, request)| MemberEvent::Request { req: ReqId(req), request })
+            .collect();
+        self.next += events.len() as u64;
+        self.member.step_all(self.now, events, &mut self.out);
+        self.collect();
+        (before + 1..=self.next).map(ReqId).collect()
+    }
+
     /// The last answer to `req` so far.
     pub fn answer(&self, req: ReqId) -> Option<&Response> {
         self.answers.get(&req).and_then(|answers| answers.last())
