@@ -22,7 +22,7 @@ use torus_core::member::{DiskEvent, DiskOp};
 /// May be sent to another thread while nothing is in flight; the kernel drops operations of a thread that ends, and
 /// they are then reported as failed.
 ///
-/// Dropping a disk waits for what the device is doing and forgets the rest; [`close`](Self::close) waits for all.
+/// Dropping a disk waits for what the device is doing and tells nobody how it ended; [`close`](Self::close) does.
 #[derive(Debug)]
 pub struct Disk {
     backend: Backend,

@@ -8,8 +8,8 @@
 //!    have left valid frames in a device's cache; from here on they are as durable as they look, and each commit has
 //!    only its own writes to care for.
 //! 4. A new file is written with zeros from end to end before it gets the name of a disk, so that one whose maker was
-//!    killed is never taken for one. Space that is only reserved costs a
-//!    journal commit at its first write, which made commits 20 times slower (`docs/benchmarks/disk-commit.md`).
+//!    killed is never taken for one. Space that is only reserved makes the first write to every place two to three
+//!    times slower, because its commit waits for the filesystem's metadata (`docs/benchmarks/disk-commit.md`).
 
 use crate::buffer::BufferPool;
 use rustix::fs::{
@@ -79,7 +79,7 @@ pub enum Fill {
     /// device can zero by itself.
     #[default]
     Zeros,
-    /// Reserve only: instant, and the first write to every place is many times slower.
+    /// Reserve only: instant, and the first write to every place is two to three times slower.
     Reserve,
 }
 
