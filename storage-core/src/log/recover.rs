@@ -493,7 +493,7 @@ impl Recovery {
         let open = || self.extents.values().filter(|x| x.is_open());
         let complete = open().all(|x| x.doc.members.iter().all(|a| x.answers.contains_key(a)));
         let enough = open().all(Extent::settled);
-        if complete && enough || enough && now.since(self.fencing_since) >= FENCE_GRACE {
+        if enough && (complete || now.since(self.fencing_since) >= FENCE_GRACE) {
             for x in self.extents.values_mut() {
                 x.length = x.end();
             }

@@ -152,7 +152,7 @@ mod tests {
     use super::*;
 
     fn entry(n: u64) -> Entry {
-        let mut entry = Entry::open(ExtentSeq(n), Stream::Log, &[AgentId(1), AgentId(n + 2)], n % 2 == 0);
+        let mut entry = Entry::open(ExtentSeq(n), Stream::Log, &[AgentId(1), AgentId(n + 2)], n.is_multiple_of(2));
         entry.in_meta = false;
         entry.members[1].synced = true;
         entry.former.push(AgentId(99));

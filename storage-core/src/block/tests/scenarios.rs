@@ -128,7 +128,7 @@ fn overwriting_for_ever_needs_no_more_room_than_garbage_collection_leaves() {
             let (lba, blocks) = ((random >> 33) % (24 * 1024 - 8), 1 + (random >> 20) % 8);
             let payload = Pieces::from_iter([content(lba, blocks, round + 1)]);
             let id = w.submit(IoOp::Write { lba: Lba(lba), payload, fua: false });
-            if random % 16 == 0 {
+            if random.is_multiple_of(16) {
                 assert_eq!(w.finish(id), Ok(IoDone::Done), "round {round}");
             }
             tags[lba as usize..(lba + blocks) as usize].fill(round + 1);
