@@ -160,7 +160,7 @@ impl Checkpoint {
             let durable = x.durable();
             x.frames.retain(|f| f.end > durable);
             let (length, room) = (x.length, log.config.capacity - x.length);
-            let fits = self.piece().is_some_and(|(_, bytes)| (bytes.len() / BLOCK_SIZE) as Blocks < room);
+            let fits = self.piece().is_some_and(|(_, bytes)| ((bytes.len() / BLOCK_SIZE) as Blocks) < room);
             if !fits {
                 // Full, or the last: it ends when all of it is durable.
                 if durable < length {
