@@ -70,6 +70,10 @@ pub enum Command {
     Volume(commands::volume::Args),
     /// The agents of the cluster
     Peer(commands::peer::Args),
+    /// Open a volume here and serve it over NBD until stopped
+    Serve(commands::serve::Args),
+    /// See it work: three agents on this machine, a volume, a failure, a recovery
+    Demo(commands::demo::Args),
     /// Where new data goes
     Ring(commands::ring::Args),
     /// The first Torus's spelling of `peer list`

@@ -32,12 +32,17 @@ impl Failure {
 
     /// Asked for something that makes no sense.
     pub fn usage(sentence: impl Into<String>) -> Self {
-        Self { kind: Kind::Usage, ..Self::failed(sentence) }
+        Self::failed_as(Kind::Usage, sentence)
+    }
+
+    /// Did not work, of this kind.
+    pub fn failed_as(kind: Kind, sentence: impl Into<String>) -> Self {
+        Self { kind, ..Self::failed(sentence) }
     }
 
     /// `error` says it all: its whole chain of causes is told.
     pub fn of(kind: Kind, error: &dyn Error) -> Self {
-        Self { kind, ..Self::failed(told(error)) }
+        Self::failed_as(kind, told(error))
     }
 
     /// `what` failed because of `error`: the whole chain of causes is told, each once.

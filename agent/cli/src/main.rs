@@ -15,6 +15,7 @@ mod commands;
 mod failure;
 mod output;
 mod profile;
+mod serving;
 
 use std::process::ExitCode;
 use torus_agent::units;

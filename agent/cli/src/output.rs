@@ -108,6 +108,14 @@ impl Printer {
         }
     }
 
+    /// Says something on the way, to people only.
+    pub fn remark(self, line: &str) -> Result<(), Failure> {
+        match self.format {
+            Format::Table | Format::Csv => self.print(&format!("{line}\n")),
+            Format::Json | Format::Yaml => Ok(()),
+        }
+    }
+
     fn rows<R: Record>(self, records: &[R]) -> Vec<Vec<String>> {
         let style = Style { exact: self.format == Format::Csv, si: self.si };
         records.iter().map(|record| record.cells(style)).collect()

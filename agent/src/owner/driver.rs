@@ -50,6 +50,8 @@ pub struct OwnerStats {
     pub map_bytes: u64,
     /// Requests under way.
     pub underway: u64,
+    /// Extents with fewer sound copies than asked for.
+    pub under_replicated: u64,
 }
 
 impl OpenVolume {
@@ -283,6 +285,7 @@ impl Driver {
                     mapped_blocks: serving.map.mapped_blocks(),
                     map_bytes: serving.map.memory_bytes() as u64,
                     underway: serving.underway() as u64,
+                    under_replicated: serving.log.under_replicated() as u64,
                 });
                 // Whoever asked may have given up.
                 let _ = asker.send(stats.unwrap_or_default());

@@ -3,9 +3,11 @@
 pub mod block;
 pub mod completion;
 pub mod config;
+pub mod demo;
 pub mod init;
 pub mod peer;
 pub mod ring;
+pub mod serve;
 mod version;
 pub mod volume;
 
@@ -23,6 +25,8 @@ pub fn run(args: Args) -> Result<(), Failure> {
         Command::Peer(peer) => wait(peer::run(&global, peer, printer)),
         Command::ListPeers => wait(peer::list(&global, printer)),
         Command::Ring(ring) => wait(ring::run(&global, ring, printer)),
+        Command::Serve(serve) => serve::run(&global, serve, printer),
+        Command::Demo(demo) => demo::run(&demo, printer),
         Command::Block(block) => wait(block::run(&global, block, printer)),
         Command::Config(config) => config::run(&global, config, printer),
         Command::Completion(completion) => completion::run(&completion),

@@ -15,6 +15,7 @@ pub const ALL: &[Stage] = &[
     Stage { name: "cargo", about: "cargo test of the whole workspace", slow: false, run: cargo_test },
     Stage { name: "sim", about: "simulated clusters keep every promise", slow: false, run: simulated },
     Stage { name: "mutations", about: "the simulator catches every deliberate defect", slow: true, run: mutations },
+    Stage { name: "demo", about: "torusctl demo --once, as the README has it", slow: true, run: demo },
 ];
 
 fn fmt(_: &Options) -> Result<Outcome> {
@@ -45,6 +46,11 @@ fn simulated(options: &Options) -> Result<Outcome> {
 
 fn mutations(_: &Options) -> Result<Outcome> {
     Ok(Outcome::Checked(sim::simulate(&["--mutations"])?))
+}
+
+fn demo(_: &Options) -> Result<Outcome> {
+    let args = ["run", "--quiet", "--release", "--bin", "torusctl", "--", "demo", "--once"];
+    Ok(Outcome::Checked(workspace::succeeds(&mut workspace::cargo(args)?)?))
 }
 
 fn install(_: &Options) -> Result<Outcome> {
