@@ -66,7 +66,7 @@ pub async fn run(
                     loaded.writes += 1;
                     loaded.stall = loaded.stall.max(last.elapsed());
                     last = Instant::now();
-                    if loaded.writes % FLUSH_EVERY == 0 {
+                    if loaded.writes.is_multiple_of(FLUSH_EVERY) {
                         client.flush().await?;
                     }
                 }
