@@ -16,7 +16,8 @@ use torus_agent::tdp::{Aligned, PeerEvent, Peers};
 use torus_core::format::{Frame, FrameHeader, Record, Stream, crc};
 use torus_core::ids::{BLOCK_SIZE, Blocks, Epoch, ExtentId, ExtentSeq, Incarnation, RpcId, VolumeId, Vseq};
 use torus_core::limits::EXTENT_BLOCKS_MIN;
-use torus_core::meta::MetadataStore;
+use torus_core::meta::docs::{EpochDoc, Holder, encode};
+use torus_core::meta::{MetaOp, MetadataStore, Txn, Write, keys};
 use torus_core::peer::{Class, Copy, Rejection, Request, Response, Unanswered};
 use torus_core::ring::RingSpec;
 use torus_core::tdp::Role;
@@ -342,6 +343,28 @@ fn an_agent_enters_the_ring_when_told_to_and_stays_out_of_a_closed_one() {
         assert_eq!(load_ring(&*world.store).await.unwrap().unwrap().doc.now, closed);
         other.stop().await;
         agent.stop().await;
+    });
+}
+
+#[test]
+fn a_metadata_store_from_an_old_backup_is_noticed() {
+    run(async {
+        let world = World::new().await;
+        let agent = world.start("n1").await;
+        let mut owner = world.owner(&agent).await;
+        let fence = Request::Fence { volume: VOLUME, epoch: Epoch(7), extents: Vec::new() };
+        assert!(matches!(owner.ask(fence).await, Response::Fenced { .. }));
+        agent.stop().await;
+        let put = |epoch| {
+            let doc = EpochDoc { epoch, holder: Holder::default(), nonce: 1 };
+            let write = Write::Put { key: keys::volume_epoch(VOLUME), value: encode(&doc), lease: None };
+            world.store.execute(MetaOp::Txn(Txn { when: Vec::new(), then: vec![write] }))
+        };
+        put(Epoch(6)).await.unwrap();
+        let (code, text) = world.refused(world.config("n1")).await;
+        assert!(code == 3 && text.contains("restored from a backup") && text.contains(&VOLUME.to_string()), "{text}");
+        put(Epoch(7)).await.unwrap();
+        world.start("n1").await.stop().await;
     });
 }
 

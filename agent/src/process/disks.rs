@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use torus_core::format::disk::{DiskIds, Geometry, GeometryError, Superblock};
 use torus_core::ids::{AgentId, BLOCK_BYTES, DiskId};
-use torus_core::member::{DiskCore, DiskError, DiskEvent, DiskOp, DiskReader as _, Expected, RecoverError};
+use torus_core::member::{DiskCore, DiskError, DiskEvent, DiskOp, DiskReader as _, DiskWrite, Expected, RecoverError};
 use torus_core::member::{format_disk, inspect};
 use torus_core::meta::docs::ClusterDoc;
 use torus_store::{BufferPool, Disk, DiskOptions, OpenError};
@@ -233,8 +233,19 @@ fn geometry(disk: &Disk, cluster: &ClusterDoc) -> Result<Geometry, DisksError> {
 fn format(disk: &mut Disk, cluster: &ClusterDoc, agent: AgentId) -> Result<(), DisksError> {
     let geometry = geometry(disk, cluster)?;
     let ids = DiskIds { cluster: cluster.id, agent, disk: DiskId(rand::random_range(1..=u64::MAX)) };
+    // The superblocks last: until they are there, a disk whose formatting was interrupted is not called formatted.
+    let superblocks = [0, 1].map(Geometry::superblock_at);
+    let (last, first) = format_disk(geometry, ids).into_iter().partition(|write| superblocks.contains(&write.offset));
+    commit(disk, first)?;
+    commit(disk, last)?;
+    tracing::info!(path = %disk.path().display(), disk = %ids.disk, %agent, slots = geometry.slots(), "formatted a disk");
+    Ok(())
+}
+
+/// Writes, and waits until it is durable.
+fn commit(disk: &mut Disk, writes: Vec<DiskWrite>) -> Result<(), DisksError> {
     let failed = |disk: &Disk, source| DisksError::Io { doing: "format", path: disk.path().into(), source };
-    disk.submit(DiskOp::Commit { id: 0, writes: format_disk(geometry, ids) });
+    disk.submit(DiskOp::Commit { id: 0, writes });
     let mut events = Vec::new();
     while events.is_empty() {
         disk.wait().map_err(|e| failed(disk, waiting(&e)))?;
@@ -245,7 +256,6 @@ fn format(disk: &mut Disk, cluster: &ClusterDoc, agent: AgentId) -> Result<(), D
             return Err(failed(disk, source));
         }
     }
-    tracing::info!(path = %disk.path().display(), disk = %ids.disk, %agent, slots = geometry.slots(), "formatted a disk");
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! Why an agent does not start, or does not go on, and what its process ends with.
 
+use super::backup::OlderStore;
 use super::config::ConfigError;
 use super::disks::DisksError;
 use crate::metadata::{AgentError, ClusterError, OpenError, RingsError};
@@ -27,6 +28,9 @@ pub enum StartError {
     /// The ring could not be entered.
     #[error(transparent)]
     Join(#[from] RingsError),
+    /// The metadata store was put back to an earlier state.
+    #[error(transparent)]
+    OlderStore(#[from] OlderStore),
     /// A port is taken, or an address is not this machine's.
     #[error("cannot listen on {address} for {what}: {source}. Choose another with {flag}, or stop what listens there")]
     Listen {
@@ -47,7 +51,7 @@ pub enum StartError {
 /// Why an agent that ran does not any more, when nobody asked it to stop.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum RunError {
-    /// Its place is taken: going on would put data at risk.
+    /// Its place is taken, or its metadata store is an old one: going on would put data at risk.
     #[error("{0}")]
     Displaced(String),
     /// A defect.
@@ -66,7 +70,7 @@ pub fn exit_code(error: &StartError) -> u8 {
         StartError::Cluster(_) => 3,
         StartError::Register(error) if error.is_transient() => 1,
         StartError::Register(AgentError::Access { .. }) => 1,
-        StartError::Register(_) => 3,
+        StartError::Register(_) | StartError::OlderStore(_) => 3,
         StartError::Join(_) | StartError::Listen { .. } | StartError::System(..) => 1,
     }
 }

@@ -1,5 +1,6 @@
 //! The sign of life: kept on the control side, so that no load on the data plane delays it.
 
+use super::backup;
 use super::failure::{RunError, told};
 use super::join;
 use super::status::Status;
@@ -16,7 +17,7 @@ pub const LEASE_TIME: Duration = Duration::from_secs(6);
 /// Beats until `stop`, then takes the sign of life away.
 ///
 /// # Errors
-/// When another process runs as this agent.
+/// When another process runs as this agent, or the store has been put back to an earlier state.
 pub async fn keep(
     mut heartbeat: Heartbeat,
     store: Arc<dyn MetadataStore>,
@@ -38,7 +39,12 @@ pub async fn keep(
             None => heartbeat.beat(&*store).await,
         };
         match beaten {
-            Ok(()) => status.metadata(Ok(())),
+            Ok(()) => {
+                if status.metadata_lost().is_some() {
+                    backup::check(&*store, &status).await.map_err(|error| RunError::Displaced(error.to_string()))?;
+                }
+                status.metadata(Ok(()));
+            }
             Err(
                 error @ (AgentError::Superseded { .. } | AgentError::Earlier { .. } | AgentError::NotRegistered(_)),
             ) => return Err(RunError::Displaced(told(&error))),

@@ -15,6 +15,7 @@
 //! 3. An agent that finds another process in its place stops at once.
 
 pub mod args;
+mod backup;
 pub mod config;
 mod control;
 mod disks;
@@ -155,6 +156,12 @@ impl Agent {
         thread.map_err(|e| StartError::System("start the data plane's thread", e))?;
         let made = is_ready.await.unwrap_or_else(|_| Err(std::io::Error::other("it ended")));
         let is_started = made.map_err(|e| StartError::System("start the data plane", e))?;
+        // An error here shows in what has just been started: the plane has ended, and says so.
+        let _ = is_started.await;
+        if let Err(error) = backup::check(&*store, &status).await {
+            let _ = commands.send(Command::Kill).await;
+            return Err(error.into());
+        }
 
         let stop = CancellationToken::new();
         let mut servers = vec![tokio::spawn(control::serve(ports.control, Arc::clone(&status), stop.clone()))];
@@ -173,8 +180,6 @@ impl Agent {
                 let _ = killer.send(Command::Kill).await;
             }
         });
-        // An error here shows in what has just been started: the plane has ended, and says so.
-        let _ = is_started.await;
         let Who { agent, name, data, incarnation, .. } = &status.who;
         tracing::info!(%agent, name, %incarnation, data, "agent is up");
         Ok(Agent { status, commands, stop, heart, servers, plane: Some(plane), ended: failed })

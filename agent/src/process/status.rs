@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
-use torus_core::ids::{AgentId, ClusterId, Incarnation};
+use torus_core::ids::{AgentId, ClusterId, Epoch, Incarnation, VolumeId};
 use torus_core::meta::docs::AliveDoc;
 
 /// A data plane that has not answered by then is stuck.
@@ -73,9 +73,18 @@ impl Status {
 
     /// What the data plane says; `None` when it does not answer in time.
     pub async fn report(&self) -> Option<Report> {
+        self.ask(Command::Report).await
+    }
+
+    /// The fences that the data plane keeps to; `None` when it does not answer in time.
+    pub async fn fences(&self) -> Option<Vec<(VolumeId, Epoch)>> {
+        self.ask(Command::Fences).await
+    }
+
+    async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Command) -> Option<T> {
         let (asker, answer) = oneshot::channel();
         let asked = async {
-            self.commands.send(Command::Report(asker)).await.ok()?;
+            self.commands.send(question(asker)).await.ok()?;
             answer.await.ok()
         };
         timeout(ANSWER_TIME, asked).await.ok().flatten()

@@ -11,6 +11,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
+use torus_core::ids::{Epoch, VolumeId};
 use torus_core::member::{DiskCore, DiskEvent, DiskNo, DiskOp, Member, MemberEffects, MemberEvent, ReqId};
 use torus_core::peer::Request;
 use torus_store::{BufferPool, Disk};
@@ -23,6 +24,8 @@ const DRAIN_TIME: Duration = Duration::from_secs(5);
 pub enum Command {
     /// How it is. That it answers shows that it lives.
     Report(oneshot::Sender<Report>),
+    /// All fences that it keeps to.
+    Fences(oneshot::Sender<Vec<(VolumeId, Epoch)>>),
     /// Take nothing new, answer what is under way, then end.
     Stop,
     /// End at once, as if the power had failed.
@@ -113,6 +116,9 @@ impl Plane {
                     Some(Command::Report(asker)) => {
                         // Whoever asked may have given up.
                         let _ = asker.send(self.report());
+                    }
+                    Some(Command::Fences(asker)) => {
+                        let _ = asker.send(self.member.fences().collect());
                     }
                     Some(Command::Stop) => return self.drain().await,
                     Some(Command::Kill) | None => {
