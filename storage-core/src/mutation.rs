@@ -46,8 +46,6 @@ pub enum Mutation {
     ReplayOutOfOrder,
     /// Block: a relocation is applied whatever the map says.
     RelocUnconditional,
-    /// Block: the map shows a write before it is acknowledged.
-    MapBeforeAck,
     /// Block: an emptied extent is deleted before a checkpoint says that it is dead.
     DeleteBeforeCheckpoint,
     /// Block: a failed metadata transaction is taken for a success before deleting.

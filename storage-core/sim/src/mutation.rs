@@ -62,7 +62,7 @@ impl Mutation {
 #[cfg(feature = "mutations")]
 #[must_use]
 pub fn all() -> Vec<(Mutation, crate::Kind)> {
-    use crate::Kind::Scripted;
+    use crate::Kind::{Scripted, Volume};
     let world = [
         (WorldMutation::CommitWithoutSync, Scripted),
         (WorldMutation::StoreIgnoresEpochs, Scripted),
@@ -78,6 +78,18 @@ pub fn all() -> Vec<(Mutation, crate::Kind)> {
         (CoreMutation::ResendAppendsAgain, Scripted),
         (CoreMutation::LeaseForgotten, Scripted),
         (CoreMutation::SealsAtOwnLength, Scripted),
+        (CoreMutation::AckBeforeAllMembers, Volume),
+        (CoreMutation::AckOutOfOrder, Volume),
+        (CoreMutation::UnregisteredExtent, Volume),
+        (CoreMutation::ShortestLengthSeals, Volume),
+        (CoreMutation::FlushDoesNotWait, Volume),
+        (CoreMutation::LeaseIgnored, Volume),
+        (CoreMutation::LeaseNotWaitedOut, Volume),
+        (CoreMutation::ExtentReused, Volume),
+        (CoreMutation::ReplayOutOfOrder, Volume),
+        (CoreMutation::RelocUnconditional, Volume),
+        (CoreMutation::DeleteBeforeCheckpoint, Volume),
+        (CoreMutation::DeleteOnMetaError, Volume),
     ];
     let world = world.into_iter().map(|(mutation, kind)| (Mutation::World(mutation), kind));
     world.chain(core.into_iter().map(|(mutation, kind)| (Mutation::Core(mutation), kind))).collect()

@@ -97,7 +97,7 @@ impl Extents {
     fn sealed(&self, extent: ExtentId, seal: Seal, frames: &Frames, history: &History) -> Result<(), Violation> {
         for (place, seen) in frames.of(extent).filter(|(place, _)| place.1 >= seal.length) {
             for (no, lba) in &seen.writes {
-                if history.is_settled(*no, *lba) && !self.lies_elsewhere(*no, *lba, frames) {
+                if history.is_promised(*no) && !self.lies_elsewhere(*no, *lba, frames) {
                     let what = format!(
                         "extent {extent} is sealed at block {}, below write {} at block {}",
                         seal.length, no.0, place.1

@@ -1,16 +1,18 @@
 //! What clients saw: a register per block.
 //!
-//! The owner takes operations in the order in which they reach it, so the writes of a block have one order: by epoch,
-//! then by number of issue ([`Version`]). For each block a *floor* is kept: no read that begins from now on may return
-//! an older version. Acknowledged writes raise it, and so does everything that a read has shown. In `received` mode a
-//! change of owner takes it back to the *durable floor*, which only flushes raise.
+//! The owner takes writes in the order in which they reach it, so the writes of a block have one order: by epoch, then
+//! by number of issue ([`Version`]). Trims and writes of zeros have an order only to what was not under way at the same
+//! time.
 //!
-//! 1. (I1, I19) A read returns no version below the floor that stood when it began.
+//! A version is *settled* when it was acknowledged or when a read has shown it; from then on no read may return what it
+//! supersedes. In `received` mode a change of owner unsettles what no flush has covered.
+//!
+//! 1. (I1, I19) A read returns nothing that is superseded by what was settled when the read began.
 //! 2. (I2, I18) It returns a version that was issued, of this very block, whole.
 //! 3. (I3) A write that a later owner's read has shown not to have happened never turns up again; and all blocks show
 //!    one cut through the order of the epoch before: recovery keeps a prefix.
 //! 4. (I4) Nothing of an epoch completes after a later epoch has begun to serve.
-//! 5. (I9) Writes are acknowledged in the order of issue.
+//! 5. (I9) Writes are acknowledged in the order of issue. (Not trims: they go to extents of their own.)
 
 use super::Violation;
 use crate::payload::{Content, WriteNo};
@@ -34,6 +36,11 @@ struct Issued {
     blocks: u32,
     zeros: bool,
     outcome: Outcome,
+    /// When it was issued and acknowledged, in operations begun or ended.
+    issued: u64,
+    acked: Option<u64>,
+    /// It outlives its owner.
+    stable: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -44,13 +51,41 @@ enum Outcome {
     Failed,
 }
 
+/// A version that no read may go behind.
+#[derive(Clone, Copy, Debug)]
+struct Settled {
+    version: Version,
+    /// When, in operations begun or ended.
+    at: u64,
+    /// A change of owner does not unsettle it.
+    stable: bool,
+}
+
+/// Settled versions that are kept of a block: older ones add nothing but in odd cases.
+const SETTLED_MAX: usize = 6;
+
 #[derive(Debug, Default)]
 struct Block {
     /// All versions, in order; without the initial one.
     versions: BTreeSet<Version>,
-    floor: Version,
-    durable_floor: Version,
+    settled: Vec<Settled>,
     dead: BTreeSet<Version>,
+}
+
+impl Block {
+    fn settle(&mut self, version: Version, at: u64, stable: bool) {
+        if let Some(known) = self.settled.iter_mut().find(|s| s.version == version) {
+            known.stable |= stable;
+            return;
+        }
+        self.settled.push(Settled { version, at, stable });
+        self.settled.sort_by_key(|s| s.version);
+        if self.settled.len() > SETTLED_MAX {
+            // Of those that a change of owner may leave, the newest must not go.
+            let last_stable = self.settled.iter().rposition(|s| s.stable);
+            self.settled.remove(usize::from(last_stable == Some(0)));
+        }
+    }
 }
 
 /// A read that has begun.
@@ -58,14 +93,15 @@ struct Block {
 pub struct ReadBegun {
     epoch: Epoch,
     lba: Lba,
-    floors: Vec<Version>,
+    blocks: u32,
+    at: u64,
 }
 
 /// A flush that has begun: what it must make durable.
 #[derive(Clone, Debug)]
 pub struct FlushBegun {
     epoch: Epoch,
-    acked: Vec<Version>,
+    at: u64,
 }
 
 /// Where the log of the epoch before was cut, as far as reads tell: between two of its writes.
@@ -88,6 +124,8 @@ pub struct History {
     /// Writes of each epoch that are neither acknowledged nor failed.
     open: BTreeMap<Epoch, BTreeSet<WriteNo>>,
     reads: u64,
+    /// Operations begun or ended so far: the time that matters here.
+    clock: u64,
 }
 
 impl History {
@@ -102,6 +140,7 @@ impl History {
             cuts: BTreeMap::new(),
             open: BTreeMap::new(),
             reads: 0,
+            clock: 0,
         };
         new.grow(blocks);
         new
@@ -131,15 +170,22 @@ impl History {
         (write.lba, write.blocks)
     }
 
-    /// Whether this write may count as acknowledged for good: nothing may lose it any more.
+    /// Whether this write is acknowledged for good: nothing may lose it any more.
     #[must_use]
-    pub fn is_settled(&self, no: WriteNo, lba: Lba) -> bool {
-        let Some(block) = self.blocks.get(lba.0 as usize) else { return false };
-        let version = self.write(no).version;
-        match self.mode {
-            AckMode::Durable => self.write(no).outcome == Outcome::Acked && block.floor == version,
-            AckMode::Received => block.durable_floor == version,
-        }
+    pub fn is_promised(&self, no: WriteNo) -> bool {
+        let write = self.write(no);
+        write.stable && write.outcome == Outcome::Acked
+    }
+
+    /// Whether it has a payload.
+    #[must_use]
+    pub fn has_data(&self, no: WriteNo) -> bool {
+        !self.write(no).zeros
+    }
+
+    fn tick(&mut self) -> u64 {
+        self.clock += 1;
+        self.clock
     }
 
     fn write(&self, no: WriteNo) -> &Issued {
@@ -165,7 +211,7 @@ impl History {
         self.served.insert(epoch, self.next_write());
         if self.mode == AckMode::Received {
             for block in &mut self.blocks {
-                block.floor = block.durable_floor;
+                block.settled.retain(|settled| settled.stable);
             }
         }
         Ok(())
@@ -180,17 +226,19 @@ impl History {
         }
     }
 
-    /// A write, or with `zeros` a trim or a write of zeros, is given to the owner of `epoch`. `ordered`: those after it
-    /// must not be acknowledged before it; so all but a write that waits to be durable where others do not.
+    /// A write, or with `zeros` a trim or a write of zeros, is given to the owner of `epoch`. `ordered`: writes after it
+    /// must not be acknowledged before it; so all but one that waits to be durable where others do not.
     pub fn write_begins(&mut self, epoch: Epoch, lba: Lba, blocks: u32, zeros: bool, ordered: bool) -> WriteNo {
         let no = self.next_write();
         let version = Version { epoch, no };
-        self.writes.push(Issued { version, lba, blocks, zeros, outcome: Outcome::Open });
+        let issued = self.tick();
+        let outcome = Outcome::Open;
+        self.writes.push(Issued { version, lba, blocks, zeros, outcome, issued, acked: None, stable: false });
         for at in lba.0..lba.0 + u64::from(blocks) {
             self.blocks[at as usize].versions.insert(version);
         }
         let open = self.open.entry(epoch).or_default();
-        if ordered {
+        if ordered && !zeros {
             open.insert(no);
         }
         no
@@ -201,20 +249,18 @@ impl History {
     /// # Errors
     /// I4, I9.
     pub fn write_acked(&mut self, no: WriteNo, stable: bool) -> Result<(), Violation> {
-        let Issued { version, lba, blocks, .. } = *self.write(no);
+        let Issued { version, lba, blocks, zeros, .. } = *self.write(no);
         self.not_superseded(version.epoch, &format!("write {} is acknowledged", no.0))?;
         let open = self.open.entry(version.epoch).or_default();
         open.remove(&no);
-        if let Some(first) = open.first().filter(|first| **first < no) {
+        if let Some(first) = open.first().filter(|first| **first < no && !zeros) {
             return Violation::new("I9", format!("write {} is acknowledged before write {}", no.0, first.0));
         }
-        self.writes[no.0 as usize - 1].outcome = Outcome::Acked;
+        let now = self.tick();
+        let write = &mut self.writes[no.0 as usize - 1];
+        (write.outcome, write.acked, write.stable) = (Outcome::Acked, Some(now), stable);
         for at in lba.0..lba.0 + u64::from(blocks) {
-            let block = &mut self.blocks[at as usize];
-            block.floor = block.floor.max(version);
-            if stable || self.mode == AckMode::Durable {
-                block.durable_floor = block.durable_floor.max(version);
-            }
+            self.blocks[at as usize].settle(version, now, stable);
         }
         Ok(())
     }
@@ -228,8 +274,8 @@ impl History {
 
     /// A flush is given to the owner of `epoch`.
     #[must_use]
-    pub fn flush_begins(&self, epoch: Epoch) -> FlushBegun {
-        FlushBegun { epoch, acked: self.blocks.iter().map(|b| b.floor).collect() }
+    pub fn flush_begins(&mut self, epoch: Epoch) -> FlushBegun {
+        FlushBegun { epoch, at: self.tick() }
     }
 
     /// It was acknowledged.
@@ -238,17 +284,18 @@ impl History {
     /// I4.
     pub fn flush_acked(&mut self, flush: &FlushBegun) -> Result<(), Violation> {
         self.not_superseded(flush.epoch, "a flush is acknowledged")?;
-        for (block, acked) in self.blocks.iter_mut().zip(&flush.acked) {
-            block.durable_floor = block.durable_floor.max(*acked);
+        for settled in self.blocks.iter_mut().flat_map(|block| &mut block.settled) {
+            settled.stable |= settled.at < flush.at;
         }
+        let covered = |write: &&mut Issued| write.acked.is_some_and(|at| at < flush.at);
+        self.writes.iter_mut().filter(covered).for_each(|write| write.stable = true);
         Ok(())
     }
 
     /// A read is given to the owner of `epoch`.
     #[must_use]
-    pub fn read_begins(&self, epoch: Epoch, lba: Lba, blocks: u32) -> ReadBegun {
-        let range = lba.0 as usize..lba.0 as usize + blocks as usize;
-        ReadBegun { epoch, lba, floors: self.blocks[range].iter().map(|b| b.floor).collect() }
+    pub fn read_begins(&mut self, epoch: Epoch, lba: Lba, blocks: u32) -> ReadBegun {
+        ReadBegun { epoch, lba, blocks, at: self.tick() }
     }
 
     /// It returned these blocks.
@@ -257,21 +304,36 @@ impl History {
     /// I1, I2, I3, I4, I18.
     pub fn read_returns(&mut self, read: &ReadBegun, contents: &[Content]) -> Result<(), Violation> {
         self.not_superseded(read.epoch, &format!("a read of block {} returns", read.lba))?;
-        if contents.len() != read.floors.len() {
-            let (got, asked) = (contents.len(), read.floors.len());
+        if contents.len() != read.blocks as usize {
+            let (got, asked) = (contents.len(), read.blocks);
             return Violation::new("I2", format!("a read of {asked} blocks from {} returned {got}", read.lba));
         }
-        for (i, (content, floor)) in contents.iter().zip(&read.floors).enumerate() {
-            self.block_returns(read.epoch, Lba(read.lba.0 + i as u64), *floor, *content)?;
+        self.tick();
+        for (i, content) in contents.iter().enumerate() {
+            self.block_returns(read.epoch, Lba(read.lba.0 + i as u64), read.at, *content)?;
         }
         Ok(())
     }
 
-    fn block_returns(&mut self, epoch: Epoch, lba: Lba, floor: Version, content: Content) -> Result<(), Violation> {
+    /// What was settled by `at` and supersedes `version` of a block.
+    fn superseding(&self, lba: Lba, version: Version, at: u64) -> Option<Version> {
+        let newer = self.blocks[lba.0 as usize].settled.iter().filter(|s| s.at < at && s.version > version);
+        newer.map(|s| s.version).find(|newer| version.no.0 == 0 || self.follows(*newer, version))
+    }
+
+    /// Whether `newer` certainly comes after `older`.
+    fn follows(&self, newer: Version, older: Version) -> bool {
+        let (newer, older) = (self.write(newer.no), self.write(older.no));
+        newer.version.epoch > older.version.epoch
+            || !(newer.zeros || older.zeros)
+            || older.acked.is_some_and(|acked| acked < newer.issued)
+    }
+
+    fn block_returns(&mut self, epoch: Epoch, lba: Lba, at: u64, content: Content) -> Result<(), Violation> {
         self.reads += 1;
         match content {
             Content::Garbage => Violation::new("I18", format!("block {lba} returned {content}")),
-            Content::Zeros => self.zeros_return(epoch, lba, floor),
+            Content::Zeros => self.zeros_return(epoch, lba, at),
             Content::Written(of, no) => {
                 let known = no.0 >= 1 && no < self.next_write();
                 if of != lba || !known || self.write(no).zeros {
@@ -279,11 +341,11 @@ impl History {
                 }
                 let version = self.write(no).version;
                 self.may_show(epoch, lba, version)?;
-                if version < floor {
-                    let lost = floor.no.0;
+                if let Some(newer) = self.superseding(lba, version, at) {
+                    let (old, new) = (version.epoch, newer.epoch);
                     let what = format!(
-                        "block {lba} returned write {} (epoch {}) after write {lost} (epoch {}) was acknowledged or shown",
-                        no.0, version.epoch, floor.epoch
+                        "block {lba} returned write {} (epoch {old}) after write {} (epoch {new}) was acknowledged or shown",
+                        no.0, newer.no.0
                     );
                     return Violation::new("I1", what);
                 }
@@ -293,27 +355,17 @@ impl History {
     }
 
     /// Zeros do not say which trim they come from: any one that fits will do.
-    fn zeros_return(&mut self, epoch: Epoch, lba: Lba, floor: Version) -> Result<(), Violation> {
-        let block = &self.blocks[lba.0 as usize];
+    fn zeros_return(&mut self, epoch: Epoch, lba: Lba, at: u64) -> Result<(), Violation> {
         let initial = std::iter::once(Version::default());
-        let zeros = block.versions.iter().copied().filter(|v| self.write(v.no).zeros);
-        let fits = |v: &Version| *v >= floor && (v.no.0 == 0 || self.may_show(epoch, lba, *v).is_ok());
-        let mut candidates = initial.chain(zeros).filter(fits);
-        let Some(first) = candidates.next() else {
-            let what = format!(
-                "block {lba} returned zeros after write {} (epoch {}) was acknowledged or shown",
-                floor.no.0, floor.epoch
-            );
-            return Violation::new("I1", what);
+        let zeros = self.blocks[lba.0 as usize].versions.iter().copied().filter(|v| self.write(v.no).zeros);
+        let fits = |v: &Version| {
+            self.superseding(lba, *v, at).is_none() && (v.no.0 == 0 || self.may_show(epoch, lba, *v).is_ok())
         };
-        let only = candidates.next().is_none();
-        drop(candidates);
-        if only {
-            return self.shown(epoch, lba, first);
+        if initial.chain(zeros).any(|v| fits(&v)) {
+            return Ok(());
         }
-        let block = &mut self.blocks[lba.0 as usize];
-        block.floor = block.floor.max(first);
-        Ok(())
+        let newer = self.blocks[lba.0 as usize].settled.last().map_or(0, |s| s.version.no.0);
+        Violation::new("I1", format!("block {lba} returned zeros after write {newer} was acknowledged or shown"))
     }
 
     /// Whether an owner of `epoch` may show this version at all.
@@ -343,18 +395,16 @@ impl History {
         Ok(())
     }
 
-    /// Draws the conclusions from `version` having been shown by `epoch`.
+    /// Draws the conclusions from the data of `version` having been shown by `epoch`.
     fn shown(&mut self, epoch: Epoch, lba: Lba, version: Version) -> Result<(), Violation> {
-        let block = &mut self.blocks[lba.0 as usize];
-        block.floor = block.floor.max(version);
-        if self.mode == AckMode::Durable || version.epoch < epoch {
-            block.durable_floor = block.durable_floor.max(version);
-        }
+        let stable = self.mode == AckMode::Durable || version.epoch < epoch;
+        let now = self.clock;
         let older = Version { epoch, no: WriteNo(0) };
+        self.blocks[lba.0 as usize].settle(version, now, stable);
         if version < older {
-            let skipped: Vec<Version> =
-                block.versions.range(version..older).copied().filter(|v| *v > version).collect();
-            block.dead.extend(skipped);
+            let later = self.blocks[lba.0 as usize].versions.range(version..older).copied();
+            let skipped: Vec<Version> = later.filter(|v| *v > version && !self.write(v.no).zeros).collect();
+            self.blocks[lba.0 as usize].dead.extend(skipped);
             self.narrow_cut(epoch, lba, version)?;
         }
         Ok(())
@@ -366,7 +416,10 @@ impl History {
         let from = version.max(Version { epoch: cut.epoch, no: WriteNo(0) });
         let end = Version { epoch: cut.epoch.next(), no: WriteNo(0) };
         let versions = &self.blocks[lba.0 as usize].versions;
-        let missing = versions.range(from..end).find(|v| **v > version && self.write(v.no).outcome != Outcome::Failed);
+        let missing = versions.range(from..end).find(|v| {
+            let write = self.write(v.no);
+            **v > version && !write.zeros && write.outcome != Outcome::Failed
+        });
         let most = missing.map_or(cut.most, |v| cut.most.min(v.no));
         if least > most {
             let what =

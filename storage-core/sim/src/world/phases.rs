@@ -20,6 +20,8 @@ const FAULTS_MAX: Duration = Duration::from_secs(30);
 /// World time after which a world that is whole again must have finished what it was asked: leases, timeouts and
 /// retries are seconds at most.
 const HEALED_MAX: Duration = Duration::from_secs(90);
+/// How late an ambiguous transaction may still be carried out.
+const LATE_MAX: Duration = Duration::from_secs(5);
 /// Operations that a healed world must carry out.
 const PROGRESS_OPERATIONS: u32 = 24;
 
@@ -105,7 +107,9 @@ impl World {
             }
             Phase::Healed { until } => {
                 self.in_time(until)?;
-                let settled = self.owners.values().all(|node| node.serving.is_some());
+                // What was sent to the metadata store before may still arrive.
+                let late = now + HEALED_MAX < until + LATE_MAX;
+                let settled = !late && self.owners.values().all(|node| node.serving.is_some());
                 if settled && self.newest_serving().is_some() && self.nothing_under_way() {
                     let target = self.workload.issued + PROGRESS_OPERATIONS;
                     self.phase = Phase::Progress { target, until: now + HEALED_MAX };
