@@ -161,11 +161,9 @@ fn mutations(args: &Args) -> ExitCode {
     quiet_panics();
     println!("{:<26} {:<9} {:>8} {:>6}  caught by", "defect", "owner", "seed", "");
     for (mutation, kind) in torus_sim::mutation::all() {
-        let threads = threads(args);
-        let batch = Batch { from: args.from, seeds: args.seeds, threads, kind, mutation: Some(mutation), stop: true };
-        let outcome = batch.run(|_, _| {});
+        let caught = catch(args, kind, mutation);
         let kind = format!("{kind:?}").to_lowercase();
-        match outcome.failures.first() {
+        match caught {
             Some(failure) => {
                 let what: String = failure.what.chars().take(110).collect();
                 println!("{:<26} {kind:<9} {:>8} {:>6}  {what}", mutation.name(), failure.seed, failure.invariant);
@@ -177,4 +175,21 @@ fn mutations(args: &Args) -> ExitCode {
         }
     }
     if escaped == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// The first seed that fails with the defect and not without it.
+#[cfg(feature = "mutations")]
+fn catch(args: &Args, kind: Kind, mutation: torus_sim::Mutation) -> Option<torus_sim::Failure> {
+    let end = args.from + args.seeds;
+    let mut from = args.from;
+    while from < end {
+        let seeds = end - from;
+        let batch = Batch { from, seeds, threads: threads(args), kind, mutation: Some(mutation), stop: true };
+        let failure = batch.run(|_, _| {}).failures.into_iter().next()?;
+        if run(failure.seed, Options::draw(failure.seed, kind), None, false).is_ok() {
+            return Some(failure);
+        }
+        from = failure.seed + 1;
+    }
+    None
 }

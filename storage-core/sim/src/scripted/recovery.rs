@@ -238,6 +238,12 @@ impl Recovery {
                 Copy::Unknown => {}
             }
         }
+        // A crash may tear the same frame on every copy. But what was acknowledged was whole on all of them, and not all
+        // can have rotted: if everybody has answered, what nobody holds was never acknowledged.
+        let members = base.extents.get(&seq).map_or(0, |extent| extent.members.len());
+        if proven.is_none() && copies.len() == members && copies.values().all(|copy| *copy != Copy::Unknown) {
+            proven = length;
+        }
         let (Some(longest), Some(shortest)) = (length, proven) else {
             return Err(format!("no whole copy of extent {seq} can be reached"));
         };
