@@ -26,11 +26,11 @@ impl Rng {
     /// A stream of its own, so that one part's draws do not move another's.
     #[must_use]
     pub fn split(&mut self) -> Self {
-        Self::new(self.next())
+        Self::new(self.bits())
     }
 
     /// 64 bits.
-    pub fn next(&mut self) -> u64 {
+    pub fn bits(&mut self) -> u64 {
         let s = &mut self.0;
         let result = s[0].wrapping_add(s[3]).rotate_left(23).wrapping_add(s[0]);
         let t = s[1] << 17;
@@ -46,7 +46,7 @@ impl Rng {
     /// A number in `range`, which is not empty.
     pub fn within(&mut self, range: Range<u64>) -> u64 {
         assert!(range.start < range.end, "no number in {range:?}");
-        let wide = u128::from(self.next()) * u128::from(range.end - range.start);
+        let wide = u128::from(self.bits()) * u128::from(range.end - range.start);
         range.start + (wide >> 64) as u64
     }
 
@@ -85,7 +85,7 @@ mod tests {
     #[test]
     fn a_seed_means_the_same_for_ever() {
         let mut rng = Rng::new(42);
-        let first: Vec<u64> = (0..3).map(|_| rng.next()).collect();
+        let first: Vec<u64> = (0..3).map(|_| rng.bits()).collect();
         assert_eq!(first, [0xd076_4d4f_4476_689f, 0x519e_4174_576f_3791, 0xfbe0_7cfb_0c24_ed8c]);
     }
 

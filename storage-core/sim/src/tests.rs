@@ -35,9 +35,17 @@ fn the_members_keep_their_promises_to_a_scripted_owner() {
 }
 
 #[test]
+fn volumes_keep_their_promises() {
+    for seed in 5..12 {
+        let report = passes(Kind::Volume, seed);
+        assert!(report.counts.acked > 20, "seed {seed} got nothing done: {report:?}");
+    }
+}
+
+#[test]
 fn a_seed_always_does_the_same() {
-    for seed in 100..103 {
-        assert_eq!(passes(Kind::Scripted, seed), passes(Kind::Scripted, seed), "seed {seed}");
+    for (kind, seed) in [(Kind::Scripted, 100), (Kind::Scripted, 101), (Kind::Volume, 6), (Kind::Volume, 7)] {
+        assert_eq!(passes(kind, seed), passes(kind, seed), "{kind:?} seed {seed}");
     }
 }
 

@@ -101,7 +101,7 @@ impl Recovery {
 
     pub(super) fn begin(&mut self, base: &mut Base, out: &mut Output) -> Turn {
         if matches!(self.stage, Stage::Start) {
-            self.nonce = base.rng.next();
+            self.nonce = base.rng.bits();
             self.stage = Stage::ReadingEpoch;
             base.ask(MetaOp::Get(keys::volume_epoch(VOLUME)), out);
         }

@@ -85,7 +85,7 @@ impl World {
         }
         let most = OPERATION_BLOCKS_MAX.min(blocks);
         let length = if self.rng.percent(50) { 1 } else { self.rng.within(1..most + 1) };
-        let lba = if self.rng.percent(60) { self.workload.hot + self.rng.within(0..24) } else { self.rng.next() };
+        let lba = if self.rng.percent(60) { self.workload.hot + self.rng.within(0..24) } else { self.rng.bits() };
         let lba = Lba(lba % (blocks - length + 1));
         let length = length as u32;
         if !self.rng.percent(self.options.write_percent) {

@@ -213,7 +213,7 @@ impl World {
         let run = Run(self.runs);
         let core: Box<dyn Owner> = match self.options.kind {
             Kind::Scripted => Box::new(Scripted::new(run, &self.options, self.rng.split())),
-            Kind::Volume => Box::new(VolumeOwner::new(run, &self.options, self.rng.next())),
+            Kind::Volume => Box::new(VolumeOwner::new(run, &self.options, self.rng.bits())),
         };
         let node = OwnerNode {
             core,
