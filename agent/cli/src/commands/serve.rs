@@ -19,18 +19,26 @@ use torus_agent::process::{Logging, logging};
 pub struct Args {
     /// Its name, or its id.
     volume: String,
-    /// Listen on this unix socket.
-    #[arg(long, value_name = "PATH", required_unless_present = "listen", conflicts_with = "listen")]
-    socket: Option<PathBuf>,
-    /// Listen on this TCP address, such as 127.0.0.1:10809. Whoever reaches it can read and write the volume.
-    #[arg(long, value_name = "ADDRESS:PORT")]
-    listen: Option<SocketAddr>,
+    #[command(flatten)]
+    door: DoorArgs,
     /// Take the volume over from whoever holds it: they are fenced and get nothing more acknowledged.
     #[arg(long)]
     fence: bool,
     /// What to log on stderr, such as info.
     #[arg(long, env = "TORUS_LOG", value_name = "FILTER", default_value = "warn")]
     log: String,
+}
+
+/// Where clients connect.
+#[derive(clap::Args, Debug)]
+#[group(required = true, multiple = false)]
+struct DoorArgs {
+    /// Listen on this unix socket.
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// Listen on this TCP address, such as 127.0.0.1:10809. Whoever reaches it can read and write the volume.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    listen: Option<SocketAddr>,
 }
 
 /// What is served, for programs.
@@ -53,7 +61,7 @@ pub fn run(global: &Global, args: Args, printer: Printer) -> Result<(), Failure>
         Ok::<_, Failure>((store, info))
     });
     let (store, info) = opened?;
-    let door = match (args.socket, args.listen) {
+    let door = match (args.door.socket, args.door.listen) {
         (Some(path), _) => Door::Socket(std::path::absolute(&path).unwrap_or(path)),
         (None, Some(address)) => Door::Tcp(address),
         (None, None) => return Err(Failure::usage("nowhere to serve it: give --socket PATH or --listen ADDRESS:PORT")),

@@ -25,6 +25,9 @@ use torus_e2e::scratch::Scratch;
 const NBDKIT: &str = "nbdkit memory";
 const RAW: &str = "raw file";
 
+/// Torus's volumes, by their number of copies.
+const REPLICAS: [u8; 3] = [1, 2, 3];
+
 /// The name of Torus at so many replicas.
 fn torus(replicas: u8) -> String {
     format!("torus r{replicas}")
@@ -77,7 +80,12 @@ pub fn run(options: &Options) -> Result<bool> {
         None => Scratch::new("bench"),
     }?;
     let dir = scratch.path();
-    let targets = [targets::nbdkit(bytes, dir)?, targets::raw(bytes, dir)?];
+    println!("building, and starting a cluster");
+    let cluster = targets::cluster(bytes, dir)?;
+    let mut targets = vec![targets::nbdkit(bytes, dir)?, targets::raw(bytes, dir)?];
+    for replicas in REPLICAS {
+        targets.push(targets::torus(&cluster, replicas, bytes)?);
+    }
     for target in &targets {
         println!("filling {} with {} MiB", target.name, bytes >> 20);
         target.fill(bytes, dir)?;

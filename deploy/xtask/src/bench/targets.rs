@@ -6,6 +6,7 @@ use std::fs::File;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
+use torus_e2e::cluster::{Cluster, Options};
 use torus_e2e::process::Process;
 use torus_e2e::usage::Usage;
 
@@ -54,4 +55,30 @@ pub fn raw(bytes: u64, scratch: &Path) -> Result<Target> {
     let length = i64::try_from(bytes).context("a file that large")?;
     nix::fcntl::posix_fallocate(&file, 0, length).with_context(|| format!("no room for {}", path.display()))?;
     Ok(Target { name: "raw file".into(), way: Way::File(path), own: Vec::new(), shared: Vec::new() })
+}
+
+/// Agents of the cluster that is measured.
+const AGENTS: usize = 3;
+
+/// A cluster with disks below `base` that hold what the volumes of `bytes` at replicas 1, 2 and 3 write, and as much again for
+/// what is overwritten.
+pub fn cluster(bytes: u64, base: &Path) -> Result<Cluster> {
+    let disk_mib = ((1 + 2 + 3) * bytes / AGENTS as u64 * 3) >> 20;
+    let options = Options {
+        agents: AGENTS,
+        disk_size: format!("{}MiB", disk_mib.max(2048)),
+        base: Some(base.into()),
+        ..Options::default()
+    };
+    Cluster::start(options)
+}
+
+/// A volume of `cluster`, served by a process of its own on a unix socket. Its processes are that one and all agents.
+pub fn torus(cluster: &Cluster, replicas: u8, bytes: u64) -> Result<Target> {
+    let volume = format!("bench-r{replicas}");
+    let (size, copies) = (bytes.to_string(), replicas.to_string());
+    cluster.torusctl(["volume", "create", &volume, &size, "--replicas", &copies])?;
+    let owner = cluster.serve(&volume, &volume, false)?;
+    let shared = cluster.agents.iter().map(Process::pid).collect();
+    Ok(Target { name: super::torus(replicas), way: Way::Nbd(owner.uri()), own: vec![owner.process], shared })
 }
