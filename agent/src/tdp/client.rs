@@ -2,10 +2,10 @@
 //!
 //! ```text
 //!            send                 greeted          lost
-//!  Idle ─────────────▶ Connecting ───────▶ Up ──────────────▶ Resting ──▶ Idle, when no address is known any more
-//!                          │                ▲                    │ ▲
-//!                          │                └─ greeted, in the ──┘ │
-//!                          └──── refused, or no answer ────────────┘   background
+//!  Idle ─────────────▶ Connecting ───────▶ Up ──────────────▶ Resting
+//!                          │                ▲                  │ ▲
+//!                          │                └───── greeted ────┘ │   tried again in the background,
+//!                          └──── refused, or no answer ──────────┘   while an address is known
 //! ```
 //!
 //! What is sent while the first connection is being made waits for it. What is sent to an agent that was lost, or could
@@ -266,6 +266,7 @@ impl Shared {
             self.down(&peer, &loss);
             if matches!(loss, Loss::NoAddress) {
                 rest = REST_MIN;
+                peer.changed.notified().await;
                 continue;
             }
             // Not all owners at once on an agent that has just come back.
@@ -345,8 +346,7 @@ impl Shared {
     /// Tells of everything outstanding that it is unanswered, then, if that is news, that the agent is down.
     fn down(&self, peer: &Peer, loss: &Loss) {
         let agent = peer.agent;
-        let after = if matches!(loss, Loss::NoAddress) { State::Idle } else { State::Resting };
-        let before = peer.state.replace(after);
+        let before = peer.state.replace(State::Resting);
         for rpc in peer.outstanding.borrow_mut().drain(..) {
             self.tell(PeerEvent::Answer { agent, rpc, result: Err(Unanswered) });
         }

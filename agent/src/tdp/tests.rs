@@ -163,7 +163,10 @@ fn a_lost_connection_is_told_at_once_and_made_again() {
             next(&peers, &mut seen).await,
             PeerEvent::Answer { rpc: RpcId(3), result: Err(Unanswered), .. }
         ));
-        // It comes back where it was.
+        // Its lease runs out, so nobody knows where it is; then it comes back where it was, and is connected to unasked.
+        peers.set_address(AGENT, None);
+        while timeout(Duration::from_millis(50), peers.arrival()).await.is_ok() {}
+        peers.set_address(AGENT, Some(address.clone()));
         let second = server();
         let _task = answer(second.clone());
         listen(&second, &address).await;
