@@ -68,6 +68,7 @@ fn threads(args: &Args) -> usize {
     args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get))
 }
 
+#[allow(clippy::disallowed_methods, reason = "how long the run itself takes")]
 fn seeds(args: &Args, kind: Kind) -> ExitCode {
     let begun = Instant::now();
     let done = AtomicU64::new(0);
