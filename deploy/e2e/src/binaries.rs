@@ -15,6 +15,13 @@ pub fn build<const N: usize>(profile: &str, programs: [&str; N]) -> Result<[Path
     }
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let here = std::env::var_os("CARGO_MANIFEST_DIR").map_or(here.to_path_buf(), PathBuf::from);
+    // What cargo set for this process would make build scripts of dependencies run again, and all above them.
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            cargo.env_remove(name);
+        }
+    }
     let output = cargo.current_dir(here).stdin(Stdio::null()).stderr(Stdio::inherit()).output();
     let output = output.context("cannot run cargo build")?;
     if !output.status.success() {

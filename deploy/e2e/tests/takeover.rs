@@ -1,0 +1,58 @@
+//! Real agents, a real etcd, real owners, and qemu-io as the client.
+
+use anyhow::{Context, Result, ensure};
+use std::process::Command;
+use torus_e2e::cluster::{Cluster, Options};
+
+/// Has `qemu-io` carry out `commands` on `uri`; fails when one of them does.
+fn qemu_io(uri: &str, commands: &[&str]) -> Result<()> {
+    let mut qemu = Command::new("qemu-io");
+    qemu.args(["-f", "raw"]);
+    for command in commands {
+        qemu.args(["-c", command]);
+    }
+    let output = qemu.arg(uri).output().context("cannot run qemu-io: `cargo xtask test --only tools` installs it")?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success() && !said.contains("failed"), "qemu-io {commands:?}: {said}");
+    Ok(())
+}
+
+fn cluster() -> Result<Cluster> {
+    let options = Options {
+        disk_size: "1GiB".into(),
+        extent_size: "16MiB".into(),
+        agent_flags: ["--fill", "reserve", "--buffered-io"].map(str::to_owned).into(),
+        profile: "dev".into(),
+        ..Options::default()
+    };
+    Cluster::start(options)
+}
+
+#[test]
+fn what_was_written_is_there_after_agents_and_owners_were_killed() -> Result<()> {
+    let mut cluster = cluster()?;
+    cluster.torusctl(["volume", "create", "db", "256MiB"])?;
+    let mut first = cluster.serve("first", "db", false)?;
+    qemu_io(&first.uri(), &["write -P 0x11 0 64M", "write -P 0x22 1M 512", "flush"])?;
+    assert_eq!(cluster.torusctl_json(["volume", "info", "db"])?["state"], "open");
+
+    cluster.agents[1].kill()?;
+    qemu_io(&first.uri(), &["write -P 0x33 128M 8M", "flush", "read -P 0x11 2M 62M", "read -P 0x22 1M 512"])?;
+
+    first.process.kill()?;
+    let second = cluster.serve("second", "db", true)?;
+    let all = ["read -P 0x11 0 1M", "read -P 0x22 1M 512", "read -P 0x33 128M 8M", "read -P 0 64M 64M"];
+    qemu_io(&second.uri(), &all)?;
+    assert_eq!(cluster.torusctl_json(["volume", "info", "db"])?["epoch"], 2);
+
+    let refused = cluster.serve("third", "db", false).err().context("a volume that is held was opened")?;
+    let refused = format!("{refused:#}");
+    assert!(refused.contains("held by") && refused.contains("--fence"), "{refused}");
+
+    cluster.restart_agent(1)?;
+    second.stop()?;
+    assert_eq!(cluster.torusctl_json(["volume", "info", "db"])?["state"], "closed");
+    let last = cluster.serve("last", "db", false)?;
+    qemu_io(&last.uri(), &all)?;
+    last.stop()
+}
