@@ -1,20 +1,22 @@
 //! Taking a volume over: raise the epoch, fence, find where the log ends, seal it there.
 //!
 //! ```text
-//! List ──▶ Claim (CAS epoch+1) ──▶ Relist ──▶ Fence ──▶ Index ──▶ Fill ──▶ Seal (CAS) ──▶ Wait out leases ──▶ done
+//! List ──▶ Claim (CAS epoch+1) ──▶ Relist ──▶ Fence ──▶ Index ──▶ Fill ──▶ Wait out leases ──▶ Seal (CAS) ──▶ done
 //! ```
 //!
 //! Every step is idempotent, and a second opener wins by a higher epoch. Nothing is served before the seals are committed.
 //!
 //! 1. Every extent that any older owner could have written to is in the listing taken *after* the epoch was raised, because
 //!    registering one is conditional on the epoch.
-//! 2. An open extent ends at the longest valid prefix among the members that answered, of which at least one must be sound:
-//!    what was acknowledged is on all members, so it is on that one. A damaged or forgetful member never shortens it (I17).
+//! 2. An open extent ends at the longest valid prefix among the members that answered, of which one must be sound, or all
+//!    must have answered: what was acknowledged is on all members, so it is on that one. A damaged or forgetful member never shortens it (I17).
 //! 3. The log ends before the first missing `vseq`: records after a gap were never acknowledged, as acknowledgements go in
 //!    order. `vseq` increases along an extent, so each is cut at its first record beyond the end.
 //! 4. What is kept is made durable on every member that answers before the seals are committed, and sealed before anything is
 //!    served, so an unacknowledged record that recovery shows never vanishes again (I3).
-//! 5. A lease that a member granted to an older owner has run out before anything is served (I4).
+//! 5. A lease that a member granted to an older owner has run out before the seals are committed (I4). Not merely before
+//!    anything is served: an opener that dies in between leaves nothing open, and the next one would fence nobody, hear of
+//!    no lease and serve at once.
 
 #![allow(missing_docs, reason = "the fields of a variant are described by its own line")]
 
@@ -168,8 +170,9 @@ enum Phase {
     Fence,
     Index,
     Fill,
-    Seal,
     Wait,
+    Seal,
+    Sealed,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -259,8 +262,8 @@ impl Recovery {
             Phase::Fence => "fencing the previous owner",
             Phase::Index => "reading the log's tail",
             Phase::Fill => "completing copies",
-            Phase::Seal => "sealing the log",
             Phase::Wait => "waiting out the previous owner's read lease",
+            Phase::Seal | Phase::Sealed => "sealing the log",
         }
     }
 
@@ -302,19 +305,21 @@ impl Recovery {
                     self.fill(now, out);
                     Ok(())
                 }
+                Phase::Wait if now >= self.lease_until || mutation::active(Mutation::LeaseNotWaitedOut) => {
+                    self.phase = Phase::Seal;
+                    Ok(())
+                }
+                Phase::Wait => Ok(()),
                 Phase::Seal => {
                     let txn = self.seal_txn();
                     if txn.then.is_empty() {
-                        self.phase = Phase::Wait;
+                        self.phase = Phase::Sealed;
                     } else {
                         self.ask(now, MetaOp::Txn(txn), out);
                     }
                     Ok(())
                 }
-                Phase::Wait if now >= self.lease_until || mutation::active(Mutation::LeaseNotWaitedOut) => {
-                    return Some(Ok(self.finish()));
-                }
-                Phase::Wait => Ok(()),
+                Phase::Sealed => return Some(Ok(self.finish())),
             };
             if let Err(error) = step {
                 return Some(Err(error));
@@ -388,7 +393,7 @@ impl Recovery {
             }
             (Phase::Relist, MetaReply::Listed(entries, _)) => self.on_second_list(now, &entries),
             (Phase::Seal, MetaReply::Committed(_)) => {
-                self.phase = Phase::Wait;
+                self.phase = Phase::Sealed;
                 Ok(())
             }
             (Phase::Seal, _) => Err(self.overtaken(self.epoch.next())),
@@ -698,7 +703,7 @@ impl Recovery {
             }
         }
         if self.extents.values().all(|x| x.fills.iter().all(|f| f.step == FillStep::Over)) {
-            self.phase = Phase::Seal;
+            self.phase = Phase::Wait;
         }
     }
 
