@@ -20,14 +20,18 @@ impl Log {
         x.members.iter().map(|m| self.peers.lease(m.agent)).min().unwrap_or_default()
     }
 
-    fn voucher(x: &&OpenExtent) -> bool {
-        x.stream == Stream::Log && matches!(x.phase, Phase::Ready | Phase::Closing)
+    /// A newer owner will find it in its listing and fence its members: it is registered, and not sealed yet. An extent
+    /// that was given up while its registration was under way is not, whatever its phase.
+    fn vouches(&self, x: &OpenExtent) -> bool {
+        x.stream == Stream::Log
+            && matches!(x.phase, Phase::Ready | Phase::Closing)
+            && self.table.find(x.seq).is_some()
     }
 
     /// Until when reads may be served; in the past: not now.
     #[must_use]
     pub fn lease_until(&self) -> Instant {
-        self.writer.open.values().filter(Self::voucher).map(|x| self.vouched(x)).max().unwrap_or_default()
+        self.writer.open.values().filter(|x| self.vouches(x)).map(|x| self.vouched(x)).max().unwrap_or_default()
     }
 
     /// Whether reads may be served.
