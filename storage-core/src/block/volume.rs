@@ -115,6 +115,10 @@ pub struct Volume {
     ring: Arc<Ring>,
     stage: Stage,
     early: Vec<(IoId, IoOp)>,
+    /// The largest size heard of: the volume may grow while it is being opened.
+    size: u64,
+    /// Done, and not told yet: no lease stands, so a newer owner may be serving (I4).
+    held: Vec<(IoId, IoDone)>,
     wire: Wire,
 }
 
@@ -123,7 +127,7 @@ impl Volume {
     #[must_use]
     pub fn new(config: VolumeConfig, ring: Arc<Ring>) -> Volume {
         let stage = Stage::Opening(Box::new(Recovery::new(config.claim.clone())));
-        Volume { config, ring, stage, early: Vec::new(), wire: Wire::default() }
+        Volume { config, ring, stage, early: Vec::new(), size: 0, held: Vec::new(), wire: Wire::default() }
     }
 
     /// The volume.
@@ -181,6 +185,7 @@ impl Volume {
             Event::Answer { rpc, result } => self.on_answer(now, rpc, result, out),
             Event::Meta { id, result } => self.on_meta(now, id, result),
             Event::Resized(blocks) => {
+                self.size = self.size.max(blocks);
                 if let Stage::Serving(serving) = &mut self.stage {
                     serving.resize(blocks);
                 }
@@ -261,6 +266,7 @@ impl Volume {
                 Some(Ok(stage)) => {
                     self.stage = stage;
                     if let Stage::Serving(serving) = &mut self.stage {
+                        serving.resize(self.size);
                         for (id, op) in std::mem::take(&mut self.early) {
                             serving.on_io(id, op, &mut out.done);
                         }
@@ -270,10 +276,33 @@ impl Volume {
                 None => break,
             }
         }
+        self.hold(now, out);
         let Wire { sends, meta, notes } = &mut self.wire;
         out.sends.append(sends);
         out.meta.append(meta);
         out.notes.append(notes);
+    }
+
+    /// Nothing is acknowledged while no lease stands: a newer owner may be serving, and what it has shown must not be
+    /// followed by anything of this one.
+    fn hold(&mut self, now: Instant, out: &mut Effects) {
+        let Stage::Serving(serving) = &mut self.stage else {
+            return;
+        };
+        if self.held.is_empty() && !out.done.iter().any(|(_, result)| result.is_ok()) {
+            return;
+        }
+        if serving.log.may_read(now) {
+            out.done.splice(..0, self.held.drain(..).map(|(id, done)| (id, Ok(done))));
+            return;
+        }
+        for (id, result) in std::mem::take(&mut out.done) {
+            match result {
+                Ok(done) => self.held.push((id, done)),
+                Err(error) => out.done.push((id, Err(error))),
+            }
+        }
+        serving.log.want_lease(now, &mut self.wire);
     }
 
     /// When [`Volume::turn`] wants to be called even if nothing happens; `None`: not before the next event.
@@ -282,7 +311,11 @@ impl Volume {
         match &self.stage {
             Stage::Opening(recovery) => recovery.deadline(now),
             Stage::Loading(_) => Some(now + crate::limits::RETRY_PAUSE),
-            Stage::Serving(serving) => serving.deadline(now),
+            Stage::Serving(serving) if self.held.is_empty() => serving.deadline(now),
+            Stage::Serving(serving) => {
+                let soon = now + crate::limits::RETRY_PAUSE;
+                Some(serving.deadline(now).map_or(soon, |at| at.min(soon)))
+            }
             Stage::Ended(_) => None,
         }
     }
@@ -293,6 +326,7 @@ impl Volume {
             serving.fail_all(&error, &mut out.done);
         }
         out.done.extend(self.early.drain(..).map(|(id, _)| (id, Err(error.clone()))));
+        out.done.extend(self.held.drain(..).map(|(id, _)| (id, Err(error.clone()))));
         self.stage = Stage::Ended(state);
     }
 
