@@ -507,7 +507,7 @@ impl Serving {
 
     fn swap_head(&mut self, head: HeadDoc, out: &mut Effects) {
         let key = keys::volume_head(self.log.config.volume);
-        let mut txn = self.log.guarded(vec![Write::Put { key: key.clone(), value: encode(&head), lease: None }]);
+        let mut txn = self.log.guarded(vec![Write::Put { key: key.clone(), value: encode(&head), lease: None }], &[]);
         txn.when.push(match &self.head {
             Some((_, revision)) => Compare::Unchanged(key, *revision),
             None => Compare::Absent(key),

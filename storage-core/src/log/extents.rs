@@ -12,7 +12,7 @@ use crate::format::Stream;
 use crate::ids::{AgentId, Blocks, ExtentId, ExtentSeq};
 use crate::limits::{EXTENT_KEYS_PER_TXN, PEER_WAIT, RETRY_PAUSE, SLOW_RETRY_PAUSE};
 use crate::meta::docs::{Seal, encode};
-use crate::meta::{Write, keys};
+use crate::meta::{Revision, Write, keys};
 use crate::mutation::{self, Mutation};
 use crate::peer::{Class, Rejection, Request, Response, Unanswered};
 use crate::time::Instant;
@@ -101,10 +101,10 @@ impl Log {
             drawn.push(seq);
         }
         if !drawn.is_empty() {
-            let txn = self.guarded(puts);
+            let txn = self.guarded(puts, &drawn);
             self.transact(LogTxn::Register(drawn.clone()), txn, out);
             if mutation::active(Mutation::UnregisteredExtent) {
-                self.on_registered(now, &drawn, out);
+                self.on_registered(now, &drawn, Revision(0), out);
             }
         }
         drawn
@@ -120,14 +120,17 @@ impl Log {
         ExtentSeq::new(epoch, self.drawn).expect("an epoch registers fewer than 16 million extents")
     }
 
-    pub(super) fn on_registered(&mut self, now: Instant, extents: &[ExtentSeq], out: &mut Effects) {
+    pub(super) fn on_registered(&mut self, now: Instant, extents: &[ExtentSeq], at: Revision, out: &mut Effects) {
         for &seq in extents {
-            if self.table.find(seq).is_some() {
+            if let Some(entry) = self.table.get_mut(seq) {
+                entry.key = Some(at);
                 continue;
             }
             let Some(x) = self.writer.open.get_mut(&seq) else { continue };
             let members: Vec<AgentId> = x.members.iter().map(|m| m.agent).collect();
-            self.table.insert(Entry::open(seq, x.stream, &members, x.degraded));
+            let mut entry = Entry::open(seq, x.stream, &members, x.degraded);
+            entry.key = Some(at);
+            self.table.insert(entry);
             if x.phase == Phase::Closing {
                 continue;
             }
@@ -245,16 +248,17 @@ impl Log {
             doc.sealed = Some(Seal { length: x.length, last: x.last });
             puts.push(Write::Put { key: keys::extent(self.config.volume, seq), value: encode(&doc), lease: None });
         }
-        let txn = self.guarded(puts);
+        let txn = self.guarded(puts, &drained);
         self.transact(LogTxn::Seal(drained), txn, out);
     }
 
-    pub(super) fn on_sealed(&mut self, now: Instant, extents: &[ExtentSeq], out: &mut Effects) {
+    pub(super) fn on_sealed(&mut self, now: Instant, extents: &[ExtentSeq], at: Revision, out: &mut Effects) {
         for &seq in extents {
             let Some(x) = self.writer.open.remove(&seq) else { continue };
             let seal = Seal { length: x.length, last: x.last };
             let entry = self.table.get_mut(seq).expect("a sealed extent is in the table");
             entry.state = State::Sealed { seal, digest: None };
+            entry.key = Some(at);
             let members = entry.members.clone();
             if seal.length == 0 {
                 continue;

@@ -23,9 +23,7 @@ impl Log {
     /// A newer owner will find it in its listing and fence its members: it is registered, and not sealed yet. An extent
     /// that was given up while its registration was under way is not, whatever its phase.
     fn vouches(&self, x: &OpenExtent) -> bool {
-        x.stream == Stream::Log
-            && matches!(x.phase, Phase::Ready | Phase::Closing)
-            && self.table.find(x.seq).is_some()
+        x.stream == Stream::Log && matches!(x.phase, Phase::Ready | Phase::Closing) && self.table.find(x.seq).is_some()
     }
 
     /// Until when reads may be served; in the past: not now.

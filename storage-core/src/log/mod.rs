@@ -32,8 +32,9 @@ pub use table::Table;
 pub use writer::{Item, Lane, LogEvent, Writer, WriterConfig};
 
 use crate::ids::{AgentId, Blocks, Epoch, ExtentSeq, RpcId, VolumeId};
+use crate::limits::RETRY_PAUSE;
 use crate::meta::docs::AckMode;
-use crate::meta::{MetaOp, Revision, Txn};
+use crate::meta::{Compare, Entry, MetaError, MetaOp, MetaReply, Revision, Txn, Write, keys};
 use crate::peer::{Class, FreeSpace, Request};
 use crate::ring::Ring;
 use crate::time::{Duration, Instant};
@@ -109,8 +110,8 @@ pub enum MetaCall {
     Upper(u64),
 }
 
-/// The log's transactions. All are conditional on the epoch, and writing one twice is harmless: each sets keys to values
-/// that nobody else sets.
+/// The log's transactions. All are conditional on the epoch and on the keys they replace, so that one which is repeated, or
+/// comes late, takes effect once.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum LogTxn {
     /// Extents enter the log.
@@ -121,6 +122,15 @@ pub enum LogTxn {
     Members(u64),
     /// Extents that a checkpoint contains lose their keys.
     Forget(Vec<ExtentSeq>),
+}
+
+impl LogTxn {
+    fn extents(&self, log: &Log) -> Vec<ExtentSeq> {
+        match self {
+            LogTxn::Register(extents) | LogTxn::Seal(extents) | LogTxn::Forget(extents) => extents.clone(),
+            LogTxn::Members(job) => log.jobs.get(job).map(|job| job.seq).into_iter().collect(),
+        }
+    }
 }
 
 /// How a log is set up.
@@ -374,55 +384,104 @@ impl Log {
         self.table.iter().filter(|(_, e)| e.live > 0 && (short(e) || unsynced(e))).count()
     }
 
-    /// A transaction that holds only while this owner's epoch stands.
+    /// A transaction that holds only while this owner's epoch stands, and the keys of `extents` are as this owner left
+    /// them: one that arrives late, after its repetition was committed, changes nothing.
     #[must_use]
-    pub fn guarded(&self, then: Vec<crate::meta::Write>) -> Txn {
-        let key = crate::meta::keys::volume_epoch(self.config.volume);
-        Txn { when: vec![crate::meta::Compare::Holds(key, self.epoch_doc.clone())], then }
+    pub fn guarded(&self, then: Vec<Write>, extents: &[ExtentSeq]) -> Txn {
+        let epoch = keys::volume_epoch(self.config.volume);
+        let mut when = vec![Compare::Holds(epoch, self.epoch_doc.clone())];
+        when.extend(extents.iter().map(|&seq| {
+            let key = keys::extent(self.config.volume, seq);
+            match self.table.get(seq).and_then(|entry| entry.key) {
+                Some(revision) => Compare::Unchanged(key, revision),
+                None => Compare::Absent(key),
+            }
+        }));
+        Txn { when, then }
     }
 
     fn transact(&mut self, what: LogTxn, txn: Txn, out: &mut Effects) {
         self.calls.ask(MetaOp::Txn(txn.clone()), MetaCall::Log(what, txn), out);
     }
 
-    /// A transaction of the log's is answered.
+    /// A transaction of the log's is answered, or the listing that tells what became of it.
     pub fn on_meta(
         &mut self,
         now: Instant,
         what: LogTxn,
         txn: Txn,
-        result: Result<crate::meta::MetaReply, crate::meta::MetaError>,
+        result: Result<MetaReply, MetaError>,
         out: &mut Effects,
     ) {
-        use crate::meta::{MetaError, MetaReply};
         match result {
-            Ok(MetaReply::Committed(revision)) => self.on_committed(now, what, revision, out),
+            Ok(MetaReply::Committed(revision)) => self.on_committed(now, what, &|_| revision, out),
+            Ok(MetaReply::Listed(entries, _)) => self.on_listed(now, what, &txn, &entries, out),
             Ok(_) => {
-                // The one condition is our epoch.
-                let next = self.writer.epoch().next();
-                self.fence(next, out);
+                // Another owner, or an earlier attempt of this very transaction.
+                let op = MetaOp::List(keys::volume(self.config.volume));
+                self.calls.ask(op, MetaCall::Log(what, txn), out);
             }
             Err(error) => {
                 if let MetaError::Refused(reason) = error {
                     out.notes.push(Note::MetadataRefused { reason });
                 }
-                self.retries.push((now + crate::limits::RETRY_PAUSE, what, txn));
+                self.retries.push((now + RETRY_PAUSE, what, txn));
             }
         }
     }
 
-    fn on_committed(&mut self, now: Instant, what: LogTxn, _: Revision, out: &mut Effects) {
+    /// What the store holds after a transaction met a conflict.
+    fn on_listed(&mut self, now: Instant, what: LogTxn, txn: &Txn, entries: &[Entry], out: &mut Effects) {
+        let find = |key: &str| entries.iter().find(|e| e.key == key);
+        let epoch = find(&keys::volume_epoch(self.config.volume));
+        if epoch.is_none_or(|e| e.value != self.epoch_doc) {
+            return self.fence(self.writer.epoch().next(), out);
+        }
+        let stands = |write: &Write| match write {
+            Write::Put { key, value, .. } => find(key).is_some_and(|e| e.value == *value),
+            Write::Delete(key) => find(key).is_none(),
+        };
+        if txn.then.iter().all(stands) {
+            let revision = |seq| find(&keys::extent(self.config.volume, seq)).map_or(Revision(0), |e| e.modified);
+            let found: BTreeMap<ExtentSeq, Revision> =
+                what.extents(self).into_iter().map(|s| (s, revision(s))).collect();
+            return self.on_committed(now, what, &|seq| found.get(&seq).copied().unwrap_or_default(), out);
+        }
         match what {
-            LogTxn::Register(extents) => self.on_registered(now, &extents, out),
-            LogTxn::Seal(extents) => self.on_sealed(now, &extents, out),
-            LogTxn::Members(job) => self.on_new_members(now, job, out),
+            // A key was deleted, or written, between: what was planned on it is planned again.
+            LogTxn::Members(job) => self.abandon(job),
+            LogTxn::Forget(_) => {}
+            LogTxn::Register(_) | LogTxn::Seal(_) => {
+                let reason = "keys of this volume's extents were changed by somebody else".into();
+                out.notes.push(Note::MetadataRefused { reason });
+                self.fence(self.writer.epoch().next(), out);
+            }
+        }
+    }
+
+    fn on_committed(&mut self, now: Instant, what: LogTxn, at: &dyn Fn(ExtentSeq) -> Revision, out: &mut Effects) {
+        match what {
+            LogTxn::Register(extents) => {
+                for seq in extents {
+                    self.on_registered(now, &[seq], at(seq), out);
+                }
+            }
+            LogTxn::Seal(extents) => {
+                for seq in extents {
+                    self.on_sealed(now, &[seq], at(seq), out);
+                }
+            }
+            LogTxn::Members(job) => {
+                let revision = self.jobs.get(&job).map_or(Revision(0), |job| at(job.seq));
+                self.on_new_members(now, job, revision, out);
+            }
             LogTxn::Forget(extents) => {
                 for seq in extents {
                     if let Some(entry) = self.table.get_mut(seq) {
-                        entry.in_meta = false;
+                        entry.key = None;
                     }
-                    if let Some(at) = self.dead.get_mut(&seq) {
-                        *at = now;
+                    if let Some(due) = self.dead.get_mut(&seq) {
+                        *due = now;
                     }
                 }
             }

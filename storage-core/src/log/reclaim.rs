@@ -42,7 +42,7 @@ impl Log {
                 self.unsynced.remove(&seq);
             }
         }
-        let keyed = |seq: &ExtentSeq| self.table.get(*seq).is_some_and(|e| e.in_meta && !e.dead);
+        let keyed = |seq: &ExtentSeq| self.table.get(*seq).is_some_and(|e| e.key.is_some() && !e.dead);
         let keyed: Vec<ExtentSeq> = contained.iter().copied().filter(keyed).collect();
         self.forget(&keyed, out);
     }
@@ -51,7 +51,7 @@ impl Log {
     fn forget(&mut self, extents: &[ExtentSeq], out: &mut Effects) {
         for chunk in extents.chunks(EXTENT_KEYS_PER_TXN) {
             let deletes = chunk.iter().map(|&seq| Write::Delete(keys::extent(self.config.volume, seq))).collect();
-            let txn = self.guarded(deletes);
+            let txn = self.guarded(deletes, chunk);
             self.transact(LogTxn::Forget(chunk.to_vec()), txn, out);
         }
     }
@@ -75,13 +75,13 @@ impl Log {
             let entry = self.table.at(index);
             let left: Vec<AgentId> =
                 entry.members.iter().map(|m| m.agent).chain(entry.former.iter().copied()).collect();
-            if left.is_empty() && !entry.in_meta && entry.readers == 0 {
+            if left.is_empty() && entry.key.is_none() && entry.readers == 0 {
                 self.table.remove(index);
                 self.dead.remove(&seq);
                 continue;
             }
             self.dead.insert(seq, now + SLOW_RETRY_PAUSE);
-            if entry.in_meta && !mutation::active(Mutation::DeleteBeforeCheckpoint) {
+            if entry.key.is_some() && !mutation::active(Mutation::DeleteBeforeCheckpoint) {
                 keyed.push(seq);
                 continue;
             }

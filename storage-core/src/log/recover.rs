@@ -108,6 +108,8 @@ pub struct RecoveredExtent {
     pub seq: ExtentSeq,
     /// Its document, with its seal.
     pub doc: ExtentDoc,
+    /// When that was written.
+    pub revision: Revision,
     /// Its frames below the seal; empty for checkpoints.
     pub frames: Vec<FrameInfo>,
 }
@@ -133,6 +135,7 @@ pub struct Recovered {
 struct Extent {
     seq: ExtentSeq,
     doc: ExtentDoc,
+    revision: Revision,
     answers: BTreeMap<AgentId, Copy>,
     /// Where it ends, as far as is known by now.
     length: Blocks,
@@ -172,6 +175,7 @@ enum Phase {
     Fill,
     Wait,
     Seal,
+    SealCheck,
     Sealed,
 }
 
@@ -263,7 +267,7 @@ impl Recovery {
             Phase::Index => "reading the log's tail",
             Phase::Fill => "completing copies",
             Phase::Wait => "waiting out the previous owner's read lease",
-            Phase::Seal | Phase::Sealed => "sealing the log",
+            Phase::Seal | Phase::SealCheck | Phase::Sealed => "sealing the log",
         }
     }
 
@@ -287,7 +291,7 @@ impl Recovery {
         loop {
             let before = self.phase;
             let step = match self.phase {
-                Phase::List | Phase::Relist => {
+                Phase::List | Phase::Relist | Phase::SealCheck => {
                     self.ask(now, MetaOp::List(keys::volume(self.claim.volume)), out);
                     Ok(())
                 }
@@ -392,11 +396,19 @@ impl Recovery {
                 Ok(())
             }
             (Phase::Relist, MetaReply::Listed(entries, _)) => self.on_second_list(now, &entries),
-            (Phase::Seal, MetaReply::Committed(_)) => {
+            (Phase::Seal, MetaReply::Committed(revision)) => {
+                for x in self.extents.values_mut().filter(|x| x.doc.sealed.is_none()) {
+                    x.revision = revision;
+                }
                 self.phase = Phase::Sealed;
                 Ok(())
             }
-            (Phase::Seal, _) => Err(self.overtaken(self.epoch.next())),
+            // Another opener, or an earlier attempt of this very transaction.
+            (Phase::Seal, _) => {
+                self.phase = Phase::SealCheck;
+                Ok(())
+            }
+            (Phase::SealCheck, MetaReply::Listed(entries, _)) => self.on_seal_list(&entries),
             _ => Ok(()),
         }
     }
@@ -473,7 +485,7 @@ impl Recovery {
                 let doc: ExtentDoc = decode(&entry.key, &entry.value)?;
                 let seq = keys::parse_extent(&entry.key)
                     .ok_or_else(|| BadDoc { key: entry.key.clone(), reason: "not an extent's key".into() })?;
-                self.extents.insert(seq, Extent::new(seq, doc));
+                self.extents.insert(seq, Extent::new(seq, doc, entry.modified));
             }
         }
         // What the checkpoint contains needs no replay.
@@ -629,6 +641,11 @@ impl Recovery {
             // This copy does not have it: ask another.
             x.tried += 1;
             x.retry = now + RETRY_PAUSE / 4;
+            // No copy has it: it was not acknowledged if a sound copy ends here, or before.
+            let proof = x.answers.values().filter_map(sound).any(|length| length <= before);
+            if x.tried > 8 * x.doc.members.len() && proof {
+                x.length = before;
+            }
         }
     }
 
@@ -726,15 +743,14 @@ impl Recovery {
                 filling.step = FillStep::Idle;
                 x.tried += 1;
                 if x.tried > 4 * x.doc.members.len() {
-                    x.fills.retain(|f| f.target != target);
+                    self.shorten(seq, target);
                 }
                 return;
             }
         };
         let blocks = whole_frames(&bytes, extent, at);
         if blocks == 0 {
-            filling.step = FillStep::Over;
-            return;
+            return self.shorten(seq, target);
         }
         filling.step = FillStep::Writing;
         let bytes = Pieces::from_iter([bytes.slice(..blocks as usize * BLOCK_SIZE)]);
@@ -742,21 +758,62 @@ impl Recovery {
         self.calls.send(now, target, request, PEER_WAIT, What::Fill(seq, target, at + blocks), out);
     }
 
+    /// Nobody can give `target` what it lacks. If its copy is sound, none of that was ever acknowledged: the extent ends
+    /// where the copy does, and the log's end is found anew. Otherwise repair completes the copy later.
+    fn shorten(&mut self, seq: ExtentSeq, target: AgentId) {
+        let Some(x) = self.extents.get_mut(&seq) else { return };
+        let proof = x.answers.get(&target).is_some_and(|copy| sound(copy).is_some());
+        let Some(filling) = x.filling(target) else { return };
+        let at = filling.at;
+        filling.step = FillStep::Over;
+        if !proof {
+            return;
+        }
+        x.length = at;
+        x.frames.retain(|f| f.end() <= at);
+        for x in self.extents.values_mut() {
+            x.fills.clear();
+            x.tried = 0;
+        }
+        self.phase = Phase::Index;
+    }
+
     fn seal_txn(&self) -> Txn {
         let id = self.claim.volume;
         let open: Vec<&Extent> = self.extents.values().filter(|x| x.doc.sealed.is_none()).collect();
         assert!(open.len() <= EXTENT_KEYS_PER_TXN, "an owner has fewer extents open than fit one transaction");
+        let mut when = vec![Compare::Holds(keys::volume_epoch(id), self.epoch_doc.clone())];
+        when.extend(open.iter().map(|x| Compare::Unchanged(keys::extent(id, x.seq), x.revision)));
         let then = open
             .into_iter()
             .map(|x| Write::Put { key: keys::extent(id, x.seq), value: encode(&x.sealed()), lease: None })
             .collect();
-        Txn { when: vec![Compare::Holds(keys::volume_epoch(id), self.epoch_doc.clone())], then }
+        Txn { when, then }
+    }
+
+    /// What the store holds after the seals met a conflict.
+    fn on_seal_list(&mut self, entries: &[Entry]) -> Result<(), OpenError> {
+        let id = self.claim.volume;
+        let find = |key: String| entries.iter().find(move |e| e.key == key);
+        if find(keys::volume_epoch(id)).is_none_or(|e| e.value != self.epoch_doc) {
+            return Err(self.overtaken(self.epoch.next()));
+        }
+        for x in self.extents.values_mut().filter(|x| x.doc.sealed.is_none()) {
+            let stored = find(keys::extent(id, x.seq)).filter(|e| e.value == encode(&x.sealed()));
+            let Some(entry) = stored else {
+                let what = format!("extent {} was changed while it was being sealed", x.seq);
+                return Err(OpenError::Inconsistent(what));
+            };
+            x.revision = entry.modified;
+        }
+        self.phase = Phase::Sealed;
+        Ok(())
     }
 
     fn finish(&mut self) -> Recovered {
         let extents = std::mem::take(&mut self.extents)
             .into_values()
-            .map(|x| RecoveredExtent { seq: x.seq, doc: x.sealed(), frames: x.frames })
+            .map(|x| RecoveredExtent { seq: x.seq, doc: x.sealed(), revision: x.revision, frames: x.frames })
             .collect();
         Recovered {
             meta: self.meta.clone().expect("a claimed volume has a document"),
@@ -779,11 +836,12 @@ fn sound(copy: &Copy) -> Option<Blocks> {
 }
 
 impl Extent {
-    fn new(seq: ExtentSeq, doc: ExtentDoc) -> Extent {
+    fn new(seq: ExtentSeq, doc: ExtentDoc, revision: Revision) -> Extent {
         let length = doc.sealed.map_or(0, |s| s.length);
         Extent {
             seq,
             doc,
+            revision,
             answers: BTreeMap::new(),
             length,
             frames: Vec::new(),
@@ -890,7 +948,7 @@ mod tests {
             degraded: false,
             sealed: None,
         };
-        let mut x = Extent::new(ExtentSeq(1 << 24), doc);
+        let mut x = Extent::new(ExtentSeq(1 << 24), doc, Revision(1));
         x.answers = answers.iter().map(|&(agent, copy)| (AgentId(agent), copy)).collect();
         x
     }

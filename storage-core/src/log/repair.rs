@@ -12,14 +12,14 @@ use crate::format::{Digest, Pieces};
 use crate::ids::{AgentId, Blocks, ExtentId, ExtentSeq};
 use crate::limits::{PEER_WAIT, READ_BLOCKS_MAX, REPAIRS_MAX, SLOW_RETRY_PAUSE};
 use crate::meta::docs::encode;
-use crate::meta::{Write, keys};
+use crate::meta::{Revision, Write, keys};
 use crate::peer::{Class, Rejection, Request, Response, Unanswered};
 use crate::time::{Duration, Instant};
 
 /// One copy in the making.
 #[derive(Clone, Debug)]
 pub(super) struct Job {
-    seq: ExtentSeq,
+    pub(super) seq: ExtentSeq,
     source: AgentId,
     target: AgentId,
     /// The member whose place the target takes.
@@ -202,7 +202,7 @@ impl Log {
     }
 
     /// Ends a job that has not led to a new member. What the target may hold by then is an extra copy, to be deleted.
-    fn abandon(&mut self, id: u64) {
+    pub(super) fn abandon(&mut self, id: u64) {
         let Some(job) = self.jobs.remove(&id) else { return };
         if let Some(entry) = self.table.get_mut(job.seq)
             && !entry.members.iter().any(|m| m.agent == job.target)
@@ -253,8 +253,8 @@ impl Log {
         let mut planned = entry.clone();
         Self::replace(&mut planned, &job);
         let key = keys::extent(self.config.volume, job.seq);
-        entry.in_meta = true;
-        let txn = self.guarded(vec![Write::Put { key, value: encode(&planned.doc()), lease: None }]);
+        let puts = vec![Write::Put { key, value: encode(&planned.doc()), lease: None }];
+        let txn = self.guarded(puts, &[job.seq]);
         self.transact(LogTxn::Members(id), txn, out);
     }
 
@@ -264,12 +264,13 @@ impl Log {
         entry.members.push(Holder { agent: job.target, synced: true });
     }
 
-    pub(super) fn on_new_members(&mut self, now: Instant, id: u64, out: &mut Effects) {
+    pub(super) fn on_new_members(&mut self, now: Instant, id: u64, revision: Revision, out: &mut Effects) {
         let Some(job) = self.jobs.remove(&id) else { return };
         let Step::Members { digest } = job.step else { return };
         let replicas = self.config.replicas;
         let Some(entry) = self.table.get_mut(job.seq) else { return };
         Self::replace(entry, &job);
+        entry.key = Some(revision);
         if let Some(old) = job.instead_of {
             self.damaged.remove(&(job.seq, old));
         }

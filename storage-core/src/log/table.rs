@@ -10,6 +10,7 @@
 use crate::block::map::ExtentIndex;
 use crate::format::{Digest, Stream};
 use crate::ids::{AgentId, Blocks, ExtentSeq, Vseq};
+use crate::meta::Revision;
 use crate::meta::docs::{ExtentDoc, Seal};
 use smallvec::SmallVec;
 use std::collections::BTreeMap;
@@ -58,8 +59,8 @@ pub struct Entry {
     pub readers: u32,
     /// Part of the checkpoint in force, or of one that is being written.
     pub pinned: bool,
-    /// It has a key of its own in the metadata store.
-    pub in_meta: bool,
+    /// When its own key in the metadata store was last written, if it has one.
+    pub key: Option<Revision>,
     /// The HEAD in force says that it is needed no more.
     pub dead: bool,
 }
@@ -78,7 +79,7 @@ impl Entry {
             live: 0,
             readers: 0,
             pinned: false,
-            in_meta: true,
+            key: None,
             dead: false,
         }
     }

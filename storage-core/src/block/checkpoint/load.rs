@@ -166,7 +166,6 @@ impl Loading {
             if self.table.find(x.seq).is_none() {
                 let mut entry = Entry::open(x.seq, Stream::Checkpoint, &x.members, false);
                 entry.state = State::Sealed { seal: Seal { length: x.length, last: Vseq(0) }, digest: Some(x.digest) };
-                entry.in_meta = false;
                 self.table.insert(entry);
             }
             self.table.get_mut(x.seq).expect("the extent is there").pinned = true;
@@ -191,7 +190,7 @@ pub fn merge_extent(table: &mut Table, x: &RecoveredExtent) {
         .collect();
     entry.former = x.doc.former.iter().copied().collect();
     entry.degraded = x.doc.degraded;
-    entry.in_meta = true;
+    entry.key = Some(x.revision);
     if let Some(seal) = x.doc.sealed {
         entry.state = State::Sealed { seal, digest };
     }

@@ -142,7 +142,7 @@ fn decode_entry(bytes: &[u8], members: usize) -> Entry {
         live: 0,
         readers: 0,
         pinned: false,
-        in_meta: false,
+        key: None,
         dead: flags & DEAD != 0,
     }
 }
@@ -153,7 +153,6 @@ mod tests {
 
     fn entry(n: u64) -> Entry {
         let mut entry = Entry::open(ExtentSeq(n), Stream::Log, &[AgentId(1), AgentId(n + 2)], n.is_multiple_of(2));
-        entry.in_meta = false;
         entry.members[1].synced = true;
         entry.former.push(AgentId(99));
         if n > 3 {
