@@ -102,13 +102,19 @@ struct Survey {
     pressure: Pressure,
     /// Extents that are garbage and not yet declared dead.
     undeclared: usize,
+    /// The checkpoint in force has fewer copies than it should.
+    thin: bool,
 }
 
 impl Serving {
     /// A volume as recovery left it; `logged` blocks were logged since its checkpoint.
     #[must_use]
-    pub fn new(log: Log, map: Map, head: Option<(HeadDoc, Revision)>, logged: u64) -> Serving {
-        let survey = Survey { due: Instant::default(), pressure: Pressure::of(&log), undeclared: log.undeclared() };
+    pub fn new(mut log: Log, map: Map, head: Option<(HeadDoc, Revision)>, logged: u64) -> Serving {
+        if let Some((_, revision)) = &head {
+            log.set_head(*revision);
+        }
+        let survey =
+            Survey { due: Instant::default(), pressure: Pressure::of(&log), undeclared: log.undeclared(), thin: false };
         Serving {
             log,
             map,
@@ -413,7 +419,8 @@ impl Serving {
     fn collect(&mut self, now: Instant, out: &mut Effects) {
         if now >= self.survey.due {
             let (pressure, undeclared) = (Pressure::of(&self.log), self.log.undeclared());
-            self.survey = Survey { due: now + SURVEY_PAUSE, pressure, undeclared };
+            let thin = self.checkpoint.is_none() && self.log.thin(now);
+            self.survey = Survey { due: now + SURVEY_PAUSE, pressure, undeclared, thin };
             self.surveyed = self.logged;
         }
         let wanted = !self.closing && self.survey.pressure.collect(self.log.config.capacity);
@@ -450,9 +457,10 @@ impl Serving {
     /// Whether a checkpoint is due: by what was logged, or because space waits for one to be given back.
     fn checkpoint_due(&self, now: Instant) -> bool {
         let (capacity, size) = (u64::from(self.log.config.capacity), self.map.blocks());
-        let Survey { undeclared, pressure: Pressure { tight, .. }, .. } = self.survey;
+        let Survey { undeclared, thin, pressure: Pressure { tight, .. }, .. } = self.survey;
         self.logged >= (size / 64).max(CHECKPOINT_EXTENTS_MIN * capacity)
             || undeclared >= 8
+            || thin && now.since(self.tidied) >= TIDY_PAUSE
             || (undeclared > 0 && (tight || now.since(self.tidied) >= TIDY_PAUSE))
     }
 
@@ -562,6 +570,7 @@ impl Serving {
     fn on_head(&mut self, now: Instant, head: HeadDoc, revision: Revision, out: &mut Effects) {
         let checkpoint = self.checkpoint.take().expect("a HEAD is swapped for a checkpoint");
         self.head = Some((head, revision));
+        self.log.set_head(revision);
         self.counters.checkpoints += 1;
         self.survey.due = now;
         self.counters.checkpoint_blocks += checkpoint.blocks();

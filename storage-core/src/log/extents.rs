@@ -101,7 +101,7 @@ impl Log {
             drawn.push(seq);
         }
         if !drawn.is_empty() {
-            let txn = self.guarded(puts, &drawn);
+            let txn = self.registration(puts, &drawn);
             self.transact(LogTxn::Register(drawn.clone()), txn, out);
             if mutation::active(Mutation::UnregisteredExtent) {
                 self.on_registered(now, &drawn, Revision(0), out);

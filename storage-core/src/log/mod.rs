@@ -203,6 +203,8 @@ pub struct Log {
     pub calls: Calls<Call, MetaCall>,
     ring: Arc<Ring>,
     epoch_doc: Vec<u8>,
+    /// When the HEAD in force was written.
+    head: Option<Revision>,
     drawn: u64,
     cold_wanted: bool,
     blocked: Option<Blocked>,
@@ -218,6 +220,9 @@ pub struct Log {
     dead: BTreeMap<ExtentSeq, Instant>,
     extra: BTreeMap<ExtentSeq, Instant>,
     damaged: BTreeSet<(ExtentSeq, AgentId)>,
+    /// Deletions sent and not answered. One that is given up on stays here: it may yet arrive, so this owner never makes a
+    /// new copy where it would hit.
+    deletes: BTreeMap<(ExtentSeq, AgentId), u32>,
     leasing: BTreeSet<AgentId>,
     fenced: Option<Epoch>,
     closing: bool,
@@ -252,6 +257,7 @@ impl Log {
             calls: Calls::from(next_call),
             ring,
             epoch_doc,
+            head: None,
             drawn: 0,
             cold_wanted: false,
             blocked: None,
@@ -266,6 +272,7 @@ impl Log {
             dead,
             extra,
             damaged: BTreeSet::new(),
+            deletes: BTreeMap::new(),
             leasing: BTreeSet::new(),
             fenced: None,
             closing: false,
@@ -327,6 +334,11 @@ impl Log {
     pub fn on_agents(&mut self, now: Instant, views: &[AgentView]) {
         self.peers.update(now, views);
         self.register_after = Pauses::default();
+    }
+
+    /// The HEAD in force was written at this revision.
+    pub fn set_head(&mut self, revision: Revision) {
+        self.head = Some(revision);
     }
 
     /// A new ring is in force.
@@ -400,6 +412,18 @@ impl Log {
         Txn { when, then }
     }
 
+    /// The transaction that registers `extents`. It holds only under the HEAD in force: a key is deleted no earlier than
+    /// under the next one, so a registration that comes late brings none back.
+    fn registration(&self, puts: Vec<Write>, extents: &[ExtentSeq]) -> Txn {
+        let mut txn = self.guarded(puts, extents);
+        let key = keys::volume_head(self.config.volume);
+        txn.when.push(match self.head {
+            Some(revision) => Compare::Unchanged(key, revision),
+            None => Compare::Absent(key),
+        });
+        txn
+    }
+
     fn transact(&mut self, what: LogTxn, txn: Txn, out: &mut Effects) {
         self.calls.ask(MetaOp::Txn(txn.clone()), MetaCall::Log(what, txn), out);
     }
@@ -451,6 +475,19 @@ impl Log {
             // A key was deleted, or written, between: what was planned on it is planned again.
             LogTxn::Members(job) => self.abandon(job),
             LogTxn::Forget(_) => {}
+            // HEAD has moved on: the same again, under the new one. The old attempt can no longer succeed.
+            LogTxn::Register(extents)
+                if txn.then.iter().all(|w| matches!(w, Write::Put { key, .. } if find(key).is_none())) =>
+            {
+                let txn = self.registration(txn.then.clone(), &extents);
+                let held = find(&keys::volume_head(self.config.volume)).map(|e| e.modified);
+                if held == self.head {
+                    self.transact(LogTxn::Register(extents), txn, out);
+                } else {
+                    // The swap's own answer is on its way.
+                    self.retries.push((now + RETRY_PAUSE, LogTxn::Register(extents), txn));
+                }
+            }
             LogTxn::Register(_) | LogTxn::Seal(_) => {
                 let reason = "keys of this volume's extents were changed by somebody else".into();
                 out.notes.push(Note::MetadataRefused { reason });

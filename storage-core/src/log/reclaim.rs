@@ -90,6 +90,7 @@ impl Log {
             }
             let extent = ExtentId { volume: self.config.volume, seq };
             for agent in left.into_iter().filter(|&a| self.peers.usable(a)) {
+                *self.deletes.entry((seq, agent)).or_default() += 1;
                 let request = Request::Delete { extent, epoch: self.writer.epoch() };
                 self.calls.send(now, agent, request, PEER_WAIT, Call::Delete { seq }, out);
             }
@@ -111,6 +112,7 @@ impl Log {
             }
             let extent = ExtentId { volume: self.config.volume, seq };
             for &agent in entry.former.iter().filter(|a| self.peers.usable(**a)) {
+                *self.deletes.entry((seq, agent)).or_default() += 1;
                 let request = Request::Delete { extent, epoch: self.writer.epoch() };
                 self.calls.send(now, agent, request, PEER_WAIT, Call::Delete { seq }, out);
             }
@@ -125,6 +127,12 @@ impl Log {
         result: Result<Response, Unanswered>,
         out: &mut Effects,
     ) {
+        if let (Ok(_), Some(count)) = (&result, self.deletes.get_mut(&(seq, agent))) {
+            *count -= 1;
+            if *count == 0 {
+                self.deletes.remove(&(seq, agent));
+            }
+        }
         match result {
             Ok(Response::Deleted { free }) => {
                 self.peers.heard(now, agent);

@@ -8,7 +8,7 @@
 
 use super::table::Holder;
 use super::{Call, Effects, Log, LogTxn, Note};
-use crate::format::{Digest, Pieces};
+use crate::format::{Digest, Pieces, Stream};
 use crate::ids::{AgentId, Blocks, ExtentId, ExtentSeq};
 use crate::limits::{PEER_WAIT, READ_BLOCKS_MAX, REPAIRS_MAX, SLOW_RETRY_PAUSE};
 use crate::meta::docs::encode;
@@ -84,6 +84,16 @@ impl Log {
         }
     }
 
+    /// Whether the checkpoint in force has lost a member for longer than the grace time: a new one should be written.
+    #[must_use]
+    pub fn thin(&self, now: Instant) -> bool {
+        let gone = |agent| {
+            let away = self.peers.get(agent).and_then(|p| p.away_since);
+            away.is_some_and(|at| now.since(at) > self.config.grace)
+        };
+        self.table.iter().any(|(_, e)| e.pinned && e.seal().is_some() && e.members.iter().any(|m| gone(m.agent)))
+    }
+
     /// What to do for an extent, if anything can be done now.
     fn plan(&mut self, now: Instant, seq: ExtentSeq) -> Option<Job> {
         let Some(entry) = self.table.get(seq) else {
@@ -103,6 +113,11 @@ impl Log {
             let source = entry.members.iter().filter(usable).find(|m| m.agent != target).map_or(source, |m| m.agent);
             return Some(Job { seq, source, target, instead_of: None, step: Step::Seal });
         }
+        if entry.stream == Stream::Checkpoint {
+            // HEAD names its members: what it lacks is made good by the next checkpoint, which `thin` makes due.
+            self.unsynced.remove(&seq);
+            return None;
+        }
         let grace = self.config.grace;
         let gone = |m: &&Holder| {
             self.damaged.contains(&(seq, m.agent))
@@ -115,7 +130,11 @@ impl Log {
             }
             return None;
         }
-        let held = |agent| entry.members.iter().any(|m| m.agent == agent) || entry.former.contains(&agent);
+        let held = |agent| {
+            entry.members.iter().any(|m| m.agent == agent)
+                || entry.former.contains(&agent)
+                || self.deletes.contains_key(&(seq, agent))
+        };
         let id = ExtentId { volume: self.config.volume, seq };
         let stays = || entry.members.iter().map(|m| m.agent).filter(|a| Some(*a) != instead_of);
         let apart = |agent| stays().all(|other| self.ring.domain(other) != self.ring.domain(agent));
@@ -146,6 +165,9 @@ impl Log {
 
     pub(super) fn on_repair(&mut self, now: Instant, id: u64, result: Result<Response, Unanswered>, out: &mut Effects) {
         let Some(job) = self.jobs.get(&id).cloned() else { return };
+        if matches!(job.step, Step::Members { .. }) {
+            return;
+        }
         let Some(length) = self.table.get(job.seq).and_then(|e| e.seal()).map(|s| s.length) else {
             self.jobs.remove(&id);
             return;
@@ -204,6 +226,9 @@ impl Log {
     /// Ends a job that has not led to a new member. What the target may hold by then is an extra copy, to be deleted.
     pub(super) fn abandon(&mut self, id: u64) {
         let Some(job) = self.jobs.remove(&id) else { return };
+        if let (Step::Members { .. }, Some(entry)) = (job.step, self.table.get_mut(job.seq)) {
+            entry.readers -= 1;
+        }
         if let Some(entry) = self.table.get_mut(job.seq)
             && !entry.members.iter().any(|m| m.agent == job.target)
             && !entry.former.contains(&job.target)
@@ -241,15 +266,16 @@ impl Log {
 
     /// Writes the ensemble with the new copy, which is whole and proven.
     fn enlist(&mut self, id: u64, digest: Digest, out: &mut Effects) {
-        let job = self.jobs.get_mut(&id).expect("the job is there");
-        job.step = Step::Members { digest };
-        let job = job.clone();
+        let job = self.jobs[&id].clone();
         let Some(entry) = self.table.get_mut(job.seq) else { return };
         if entry.digest().is_some_and(|known| known != digest) {
             out.notes.push(Note::DamagedCopy { extent: job.seq, agent: job.target });
             self.abandon(id);
             return;
         }
+        // Its copies stay while the transaction is under way: they are to be found under the key that it writes.
+        entry.readers += 1;
+        self.jobs.get_mut(&id).expect("the job is there").step = Step::Members { digest };
         let mut planned = entry.clone();
         Self::replace(&mut planned, &job);
         let key = keys::extent(self.config.volume, job.seq);
@@ -269,6 +295,7 @@ impl Log {
         let Step::Members { digest } = job.step else { return };
         let replicas = self.config.replicas;
         let Some(entry) = self.table.get_mut(job.seq) else { return };
+        entry.readers -= 1;
         Self::replace(entry, &job);
         entry.key = Some(revision);
         if let Some(old) = job.instead_of {
