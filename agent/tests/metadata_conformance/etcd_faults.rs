@@ -287,7 +287,7 @@ async fn a_watch_that_missed_a_compaction_is_lost() {
     assert_eq!(watch.next().await, None);
 }
 
-/// FAULTS 23: what the watch waits for would come only when the revisions come round again, and be something else.
+/// What the watch waits for would come only when the revisions come round again, and be something else.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_watch_notices_that_etcd_was_put_back() {
     let (etcd, backup) = with_etcd(|| {
@@ -337,7 +337,7 @@ async fn a_full_etcd_refuses_writes_with_the_reason_and_goes_on_reading() {
     assert_eq!(list(&*store, "fill/").await.0.len(), written - 1);
 }
 
-/// FAULTS 25: what else goes on must not cost a lease.
+/// What else goes on must not cost a lease.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn heavy_use_starves_no_lease() {
     let bed = Arc::new(Bed::etcd_alone().await);

@@ -38,7 +38,7 @@ fn put(key: &str) -> MetaOp {
     MetaOp::Txn(Txn { when: vec![], then: vec![write] })
 }
 
-/// FAULTS 11: a failed sync is never retried and then called a success.
+/// A failed sync is never retried and then called a success.
 #[tokio::test]
 async fn after_a_failed_commit_nothing_is_known_any_more() {
     let fails = Arc::new(AtomicBool::new(false));
