@@ -12,7 +12,7 @@
 //! ```
 //!
 //! TABLE and MAP occur in checkpoint extents only, one per frame. RELOC is conditional: it holds for those blocks that the
-//! map still says lie at `from` when the record is applied , so replay is deterministic.
+//! map still says lie at `from` when the record is applied, so replay is deterministic.
 
 #![allow(missing_docs, reason = "the fields of a variant are described by its own line")]
 

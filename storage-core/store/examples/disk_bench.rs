@@ -252,7 +252,9 @@ impl Bench {
         let count = places.clone().count();
         let mut rows = [("this thread, `pread`, one at a time", Row::default()), ("`Scan`", Row::default())];
         for round in 0..=self.rounds {
-            let Way::Blocking { file, mut buffer, .. } = Way::blocking(&self.path, false) else { unreachable!("it was made so") };
+            let Way::Blocking { file, mut buffer, .. } = Way::blocking(&self.path, false) else {
+                unreachable!("it was made so")
+            };
             let timed = |read: &mut dyn FnMut(u64)| {
                 let start = Instant::now();
                 places.clone().for_each(read);

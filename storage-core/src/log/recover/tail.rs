@@ -1,0 +1,198 @@
+//! The log's tail: what frames there are, where the log ends, completing copies up to there.
+
+use super::extent::{FillStep, sound};
+use super::{FrameInfo, OpenError, Phase, Recovery, What};
+use crate::format::frame::whole_frames;
+use crate::format::{FrameHeader, Pieces, Stream};
+use crate::ids::{AgentId, BLOCK_SIZE, ExtentId, ExtentSeq, Vseq};
+use crate::limits::{PEER_WAIT, READ_BLOCKS_MAX, RETRY_PAUSE};
+use crate::log::Effects;
+use crate::peer::{Request, Response, Unanswered};
+use crate::time::Instant;
+use smallvec::SmallVec;
+
+impl Recovery {
+    /// Reads the frame headers of every log extent up to its length; when all are there, finds the log's end.
+    pub(super) fn index(&mut self, now: Instant, out: &mut Effects) -> Result<(), OpenError> {
+        let volume = self.claim.volume;
+        for x in self.extents.values_mut().filter(|x| !x.indexed && !x.asking && x.retry <= now) {
+            if x.reached() >= x.length {
+                x.indexed = true;
+                continue;
+            }
+            let sources = x.sources(&self.peers);
+            let Some(&agent) = sources.get(x.tried % sources.len().max(1)) else {
+                x.retry = now + RETRY_PAUSE;
+                continue;
+            };
+            x.asking = true;
+            let extent = ExtentId { volume, seq: x.seq };
+            let request = Request::Frames { extent, epoch: self.epoch, from: x.reached() };
+            self.calls.send(now, agent, request, PEER_WAIT, What::Frames(x.seq), out);
+        }
+        if self.extents.values().all(|x| x.indexed) {
+            self.cut()?;
+            self.phase = Phase::Fill;
+        }
+        Ok(())
+    }
+
+    pub(super) fn on_frames(&mut self, now: Instant, seq: ExtentSeq, result: Result<Response, Unanswered>) {
+        let volume = self.claim.volume;
+        let Some(x) = self.extents.get_mut(&seq) else { return };
+        x.asking = false;
+        let before = x.reached();
+        if let Ok(Response::Frames { headers, .. }) = result {
+            for block in headers {
+                let at = x.reached();
+                if at >= x.length {
+                    break;
+                }
+                let Ok(header) = FrameHeader::decode(&block, ExtentId { volume, seq }, at) else { break };
+                if at + header.blocks() > x.length {
+                    break;
+                }
+                x.frames.push(FrameInfo { offset: at, base: header.base, records: header.records });
+            }
+        }
+        if x.reached() == before {
+            // This copy does not have it: ask another.
+            x.tried += 1;
+            x.retry = now + RETRY_PAUSE / 4;
+            // No copy has it: it was not acknowledged if a sound copy ends here, or before.
+            let proof = x.answers.values().filter_map(sound).any(|length| length <= before);
+            if x.tried > 8 * x.doc.members.len() && proof {
+                x.length = before;
+            }
+        }
+    }
+
+    /// Finds the first missing record and ends every open extent before it.
+    pub(super) fn cut(&mut self) -> Result<(), OpenError> {
+        let done = self.head.as_ref().map_or(Vseq(0), |(head, _)| head.vseq);
+        let mut spans: Vec<(Vseq, Vseq)> = self
+            .extents
+            .values()
+            .flat_map(|x| x.frames.iter().map(|f| (f.base, f.last())))
+            .filter(|(_, last)| *last > done)
+            .collect();
+        spans.sort_unstable();
+        let mut next = done.next();
+        for (base, last) in spans {
+            if base > next {
+                break;
+            }
+            next = next.max(last.next());
+        }
+        self.next = next;
+        for x in self.extents.values_mut() {
+            if !x.is_log() || x.contained {
+                continue;
+            }
+            let keep = x.frames.iter().take_while(|f| f.base < next).count();
+            match x.doc.sealed {
+                Some(seal) if keep < x.frames.len() || x.reached() != seal.length => {
+                    return Err(OpenError::Inconsistent(format!(
+                        "extent {} is sealed with records past {next}, the first that is missing",
+                        x.seq
+                    )));
+                }
+                Some(_) => {}
+                None => {
+                    x.frames.truncate(keep);
+                    x.length = x.reached();
+                }
+            }
+            if !x.frames.is_sorted_by(|a, b| a.last() < b.base) {
+                return Err(OpenError::Inconsistent(format!("records in extent {} are out of order", x.seq)));
+            }
+        }
+        for x in self.extents.values_mut().filter(|x| x.doc.sealed.is_none() && x.is_log()) {
+            x.plan_fills();
+        }
+        Ok(())
+    }
+
+    /// Makes every open extent whole on every member that answered.
+    pub(super) fn fill(&mut self, now: Instant, out: &mut Effects) {
+        let volume = self.claim.volume;
+        for x in self.extents.values_mut() {
+            let extent = ExtentId { volume, seq: x.seq };
+            let (length, seq) = (x.length, x.seq);
+            let sources: Vec<AgentId> = x.sources(&self.peers);
+            let tried = x.tried;
+            for filling in x.fills.iter_mut().filter(|f| f.step == FillStep::Idle) {
+                if filling.at >= length {
+                    filling.step = FillStep::Over;
+                    continue;
+                }
+                let others: SmallVec<[AgentId; 4]> = sources.iter().copied().filter(|s| *s != filling.target).collect();
+                let Some(&source) = others.get(tried % others.len().max(1)) else {
+                    filling.step = FillStep::Over;
+                    continue;
+                };
+                filling.step = FillStep::Reading;
+                let blocks = READ_BLOCKS_MAX.min(length - filling.at);
+                let request = Request::Read { extent, epoch: self.epoch, offset: filling.at, blocks };
+                self.calls.send(now, source, request, PEER_WAIT, What::FillRead(seq, filling.target), out);
+            }
+        }
+        if self.extents.values().all(|x| x.fills.iter().all(|f| f.step == FillStep::Over)) {
+            self.phase = Phase::Wait;
+        }
+    }
+
+    pub(super) fn on_fill_read(
+        &mut self,
+        now: Instant,
+        seq: ExtentSeq,
+        target: AgentId,
+        result: Result<Response, Unanswered>,
+        out: &mut Effects,
+    ) {
+        let extent = ExtentId { volume: self.claim.volume, seq };
+        let Some(x) = self.extents.get_mut(&seq) else { return };
+        let Some(filling) = x.filling(target) else { return };
+        let at = filling.at;
+        let bytes = match result {
+            Ok(Response::Data { bytes, .. }) => bytes,
+            _ => {
+                // Another source, if there is one; the copy stays short otherwise, and repair completes it later.
+                filling.step = FillStep::Idle;
+                x.tried += 1;
+                if x.tried > 4 * x.doc.members.len() {
+                    self.shorten(seq, target);
+                }
+                return;
+            }
+        };
+        let blocks = whole_frames(&bytes, extent, at);
+        if blocks == 0 {
+            return self.shorten(seq, target);
+        }
+        filling.step = FillStep::Writing;
+        let bytes = Pieces::from_iter([bytes.slice(..blocks as usize * BLOCK_SIZE)]);
+        let request = Request::Fill { extent, epoch: self.epoch, stream: Stream::Log, offset: at, bytes };
+        self.calls.send(now, target, request, PEER_WAIT, What::Fill(seq, target, at + blocks), out);
+    }
+
+    /// Nobody can give `target` what it lacks. If its copy is sound, none of that was ever acknowledged: the extent ends
+    /// where the copy does, and the log's end is found anew. Otherwise repair completes the copy later.
+    pub(super) fn shorten(&mut self, seq: ExtentSeq, target: AgentId) {
+        let Some(x) = self.extents.get_mut(&seq) else { return };
+        let proof = x.answers.get(&target).is_some_and(|copy| sound(copy).is_some());
+        let Some(filling) = x.filling(target) else { return };
+        let at = filling.at;
+        filling.step = FillStep::Over;
+        if !proof {
+            return;
+        }
+        x.length = at;
+        x.frames.retain(|f| f.end() <= at);
+        for x in self.extents.values_mut() {
+            x.fills.clear();
+            x.tried = 0;
+        }
+        self.phase = Phase::Index;
+    }
+}
