@@ -162,3 +162,5 @@ pub const FULL_PAUSE: Duration = Duration::from_secs(1);
 pub const PROBE_PAUSE: Duration = Duration::from_secs(1);
 /// How often an owner looks over all its extents.
 pub const SURVEY_PAUSE: Duration = Duration::from_millis(50);
+/// Slots of an agent that garbage collection and repair leave to checkpoints.
+pub const CHECKPOINT_SLOTS: u32 = 2;

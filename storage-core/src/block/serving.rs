@@ -86,6 +86,8 @@ pub struct Serving {
     /// Blocks logged since the last checkpoint.
     logged: u64,
     tidied: Instant,
+    /// An attempt has failed: not before.
+    checkpoint_after: Instant,
     full_since: Option<Instant>,
     survey: Survey,
     /// [`Serving::logged`] at that time.
@@ -129,6 +131,7 @@ impl Serving {
             head,
             logged,
             tidied: Instant::default(),
+            checkpoint_after: Instant::default(),
             full_since: None,
             survey,
             surveyed: logged,
@@ -479,7 +482,7 @@ impl Serving {
         }
         if self.checkpoint.is_none() {
             let last = self.closing && self.log.is_closed() && !self.closed && self.logged > 0;
-            if !last && (self.closing || !self.checkpoint_due(now)) {
+            if now < self.checkpoint_after || (!last && (self.closing || !self.checkpoint_due(now))) {
                 return;
             }
             // Take the picture when everything acknowledged is durable.
@@ -510,7 +513,7 @@ impl Serving {
         }
         // Due again, after a pause.
         self.logged = u64::MAX / 2;
-        self.tidied = now + RETRY_PAUSE;
+        self.checkpoint_after = now + RETRY_PAUSE;
     }
 
     fn swap_head(&mut self, head: HeadDoc, out: &mut Effects) {
@@ -605,6 +608,7 @@ impl Serving {
         let tidy = (self.survey.undeclared > 0 && self.checkpoint.is_none()).then(|| self.tidied + TIDY_PAUSE);
         let full = self.full_since.map(|at| at + FULL_PAUSE);
         let survey = (self.logged != self.surveyed).then_some(self.survey.due);
+        let retry = (self.logged >= u64::MAX / 2).then_some(self.checkpoint_after);
         let soon =
             (self.checkpoint.is_some() || self.closing || self.log.blocked().is_some()).then(|| now + RETRY_PAUSE);
         [
@@ -616,6 +620,7 @@ impl Serving {
             tidy,
             full,
             survey,
+            retry,
             soon,
         ]
         .into_iter()

@@ -10,7 +10,7 @@ use super::table::{Entry, State};
 use super::{Blocked, Call, Effects, Log, LogTxn, Note};
 use crate::format::Stream;
 use crate::ids::{AgentId, Blocks, ExtentId, ExtentSeq};
-use crate::limits::{EXTENT_KEYS_PER_TXN, PEER_WAIT, RETRY_PAUSE, SLOW_RETRY_PAUSE};
+use crate::limits::{CHECKPOINT_SLOTS, EXTENT_KEYS_PER_TXN, PEER_WAIT, RETRY_PAUSE, SLOW_RETRY_PAUSE};
 use crate::meta::docs::{Seal, encode};
 use crate::meta::{Revision, Write, keys};
 use crate::mutation::{self, Mutation};
@@ -55,12 +55,10 @@ impl Log {
         self.blocked = metadata.or(self.refusal).filter(|_| starved);
     }
 
-    /// Registers an extent for a checkpoint, if that can be done now.
+    /// Registers an extent for a checkpoint, if that can be done now. Never put off: what others were refused for want of
+    /// room, a checkpoint gives back.
     pub fn register_checkpoint(&mut self, now: Instant, out: &mut Effects) -> Vec<ExtentSeq> {
-        match self.register_after.get(Class::Reserve) <= now {
-            true => self.register(now, 1, Stream::Checkpoint, false, out),
-            false => Vec::new(),
-        }
+        self.register(now, 1, Stream::Checkpoint, false, out)
     }
 
     /// Registers up to `count` extents; their numbers. Fewer, or none, while too few agents can take one.
@@ -73,18 +71,20 @@ impl Log {
         out: &mut Effects,
     ) -> Vec<ExtentSeq> {
         let class = class(stream, cold);
+        // The last slots are for checkpoints: without one nothing that was emptied is ever given back.
+        let spare = if cold { CHECKPOINT_SLOTS } else { 0 };
         let mut drawn = Vec::new();
         let mut puts = Vec::new();
         for _ in 0..count {
             let seq = self.draw();
             let id = ExtentId { volume: self.config.volume, seq };
-            let ensemble = self.ring.place(id, self.config.replicas, |agent| self.peers.eligible(agent, class));
+            let ensemble = self.ring.place(id, self.config.replicas, |agent| self.peers.eligible(agent, class, spare));
             if ensemble.members.len() < self.config.min_replicas.max(1) {
                 let full = self.peers.iter().any(|(id, p)| self.peers.usable(id) && p.full_at.is_some());
                 if stream == Stream::Log {
                     self.refusal = Some(if full { Blocked::NoSpace } else { Blocked::TooFewAgents });
+                    self.register_after.put_off(class, now + RETRY_PAUSE);
                 }
-                self.register_after.put_off(class, now + RETRY_PAUSE);
                 break;
             }
             let degraded = ensemble.degraded || ensemble.members.len() < self.config.replicas;

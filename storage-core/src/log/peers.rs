@@ -94,14 +94,14 @@ impl Peers {
         self.0.get(&id).is_none_or(|p| p.up && !p.suspect)
     }
 
-    /// May be given a new extent of this class.
+    /// May be given a new extent of this class, and has more than `spare` slots.
     #[must_use]
-    pub fn eligible(&self, id: AgentId, class: Class) -> bool {
+    pub fn eligible(&self, id: AgentId, class: Class, spare: u32) -> bool {
         let room = |p: &Peer| match class {
             Class::Data => p.full_at.is_none(),
             Class::Reserve => p.full_at != Some(0),
         };
-        self.0.get(&id).is_some_and(|p| p.up && !p.suspect && room(p))
+        self.0.get(&id).is_some_and(|p| p.up && !p.suspect && room(p) && (spare == 0 || p.space.free > spare))
     }
 
     /// A request to it went unanswered. Its leases stand: it gave its word.

@@ -10,7 +10,7 @@ use super::table::Holder;
 use super::{Call, Effects, Log, LogTxn, Note};
 use crate::format::{Digest, Pieces, Stream};
 use crate::ids::{AgentId, Blocks, ExtentId, ExtentSeq};
-use crate::limits::{PEER_WAIT, READ_BLOCKS_MAX, REPAIRS_MAX, SLOW_RETRY_PAUSE};
+use crate::limits::{CHECKPOINT_SLOTS, PEER_WAIT, READ_BLOCKS_MAX, REPAIRS_MAX, SLOW_RETRY_PAUSE};
 use crate::meta::docs::encode;
 use crate::meta::{Revision, Write, keys};
 use crate::peer::{Class, Rejection, Request, Response, Unanswered};
@@ -138,8 +138,11 @@ impl Log {
         let id = ExtentId { volume: self.config.volume, seq };
         let stays = || entry.members.iter().map(|m| m.agent).filter(|a| Some(*a) != instead_of);
         let apart = |agent| stays().all(|other| self.ring.domain(other) != self.ring.domain(agent));
-        let candidates =
-            || self.ring.order(id).filter(|&agent| self.peers.eligible(agent, Class::Reserve) && !held(agent));
+        let candidates = || {
+            self.ring
+                .order(id)
+                .filter(|&agent| self.peers.eligible(agent, Class::Reserve, CHECKPOINT_SLOTS) && !held(agent))
+        };
         let target = candidates().find(|&agent| apart(agent)).or_else(|| candidates().next())?;
         Some(Job { seq, source, target, instead_of, step: Step::Read { at: 0 } })
     }

@@ -18,8 +18,6 @@
 //!    anything is served: an opener that dies in between leaves nothing open, and the next one would fence nobody, hear of
 //!    no lease and serve at once.
 
-#![allow(missing_docs, reason = "the fields of a variant are described by its own line")]
-
 mod claim;
 mod extent;
 mod tail;
