@@ -327,6 +327,65 @@ fn a_disk_serves_one_agent_of_one_cluster() {
 }
 
 #[test]
+fn several_disks_are_one_agent_and_one_that_is_missing_makes_it_unsure() {
+    run(async {
+        let world = World::new().await;
+        let blank = |name: &str| {
+            let path = world.dir.path().join(name);
+            std::fs::File::create_new(&path).and_then(|file| file.set_len(64 << 20)).unwrap();
+            path
+        };
+        let both = vec![blank("sda"), blank("sdb")];
+        let on = |disks: &[std::path::PathBuf]| Config { data_dir: None, disks: disks.to_vec(), ..world.config("n1") };
+        let agent = Agent::start(on(&both), Arc::clone(&world.store)).await.unwrap();
+        let id = agent.who().agent;
+        // Whoever opens a volume now places extents by this, before the first heartbeat.
+        let alive = torus_agent::metadata::list_agents(&*world.store).await.unwrap().remove(0).alive.unwrap();
+        assert!(alive.space.free > 0 && alive.space.free == alive.space.total, "{:?}", alive.space);
+        let mut owner = world.owner(&agent).await;
+        let extents: Vec<_> = (1..=4u64).map(|n| ExtentId { volume: VOLUME, seq: ExtentSeq(n << 24) }).collect();
+        for &extent in &extents {
+            let create = Request::Create { extent, epoch: FIRST, stream: Stream::Log, class: Class::Data };
+            let Response::Created { free } = owner.ask(create).await else { panic!("created") };
+            assert_eq!(free.total, alive.space.total);
+            let frame = frame(extent, 0, FIRST, 1, 2);
+            let append = Request::Append { extent, epoch: FIRST, offset: 0, frame, early: false };
+            assert_eq!(owner.ask(append).await, Response::Appended { length: 3 });
+        }
+        let http = agent.who().http.clone().unwrap();
+        let (_, text) = get(&http, "/metrics").await;
+        let free: Vec<_> = text.lines().filter(|line| line.starts_with("torus_disk_slots_free_count{")).collect();
+        let half = format!(" {}", alive.space.total / 2 - 2);
+        assert!(free.len() == 2 && free.iter().all(|line| line.ends_with(&half)), "not spread evenly: {free:?}");
+        agent.stop().await;
+
+        // One disk is away: what the other holds is served, the rest is unknown and never "not here".
+        let agent = Agent::start(on(&both[..1]), Arc::clone(&world.store)).await.unwrap();
+        assert_eq!(agent.who().agent, id);
+        let mut owner = world.owner(&agent).await;
+        let seqs = extents.iter().map(|extent| extent.seq).collect();
+        let Response::Fenced { extents: copies, .. } =
+            owner.ask(Request::Fence { volume: VOLUME, epoch: Epoch(2), extents: seqs }).await
+        else {
+            panic!("fenced")
+        };
+        let known = copies.iter().filter(|(_, copy)| matches!(copy, Copy::Open { length: 3, .. })).count();
+        let unknown = copies.iter().filter(|(_, copy)| *copy == Copy::Unknown).count();
+        assert_eq!((known, unknown), (2, 2), "{copies:?}");
+        agent.stop().await;
+
+        let agent = Agent::start(on(&both), Arc::clone(&world.store)).await.unwrap();
+        let mut owner = world.owner(&agent).await;
+        for &extent in &extents {
+            let read = Request::Read { extent, epoch: Epoch(2), offset: 1, blocks: 2 };
+            let Response::Data { bytes, .. } = owner.ask(read).await else { panic!("data") };
+            assert_eq!(bytes, payload(2, 1));
+        }
+        agent.stop().await;
+    });
+}
+
+#[test]
 fn an_agent_enters_the_ring_when_told_to_and_stays_out_of_a_closed_one() {
     run(async {
         let world = World::new().await;

@@ -86,6 +86,16 @@ pub struct FreeSpace {
     pub total: u32,
 }
 
+/// The space of several disks, or agents, together.
+impl std::iter::Sum for FreeSpace {
+    fn sum<I: Iterator<Item = FreeSpace>>(parts: I) -> FreeSpace {
+        parts.fold(FreeSpace::default(), |sum, part| FreeSpace {
+            free: sum.free + part.free,
+            total: sum.total + part.total,
+        })
+    }
+}
+
 /// What a member knows of its copy of an extent when it is fenced.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Copy {

@@ -100,7 +100,7 @@ impl Agent {
             control: who.control.clone(),
             http: who.http.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
-            space: Default::default(),
+            space: found.disks.iter().map(|(_, core)| core.free_space()).sum(),
             failed_disks: Vec::new(),
         };
         let heartbeat = Heartbeat::begin(&*store, found.agent, alive, LEASE_TIME).await?;

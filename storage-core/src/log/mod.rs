@@ -374,14 +374,7 @@ impl Log {
     /// Space, all agents together that can be reached, in slots.
     #[must_use]
     pub fn space(&self) -> FreeSpace {
-        let mut sum = FreeSpace::default();
-        for (id, peer) in self.peers.iter() {
-            if self.peers.usable(id) {
-                sum.free += peer.space.free;
-                sum.total += peer.space.total;
-            }
-        }
-        sum
+        self.peers.iter().filter(|(id, _)| self.peers.usable(*id)).map(|(_, peer)| peer.space).sum()
     }
 
     /// Extents that have fewer sound copies than the volume asks for.

@@ -77,11 +77,7 @@ impl Member {
     /// Slots of all disks that work.
     #[must_use]
     pub fn free_space(&self) -> FreeSpace {
-        let working = self.disks.iter().filter(|disk| disk.failed.is_none()).map(DiskCore::free_space);
-        working.fold(FreeSpace::default(), |sum, disk| FreeSpace {
-            free: sum.free + disk.free,
-            total: sum.total + disk.total,
-        })
+        self.disks.iter().filter(|disk| disk.failed.is_none()).map(DiskCore::free_space).sum()
     }
 
     /// Its disks, by number.
