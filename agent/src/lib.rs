@@ -2,6 +2,7 @@
 
 pub mod clock;
 pub mod device;
+pub mod kernel_nbd;
 pub mod metadata;
 pub mod nbd;
 pub mod owner;

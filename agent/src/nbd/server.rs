@@ -3,6 +3,7 @@
 use super::connection::{ConnectionError, negotiate, transmit};
 use super::listen::{self, ListenError, SocketFile};
 use crate::device::BlockDevice;
+use bytes::BytesMut;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind::ConnectionAborted, ErrorKind::ConnectionReset};
@@ -18,7 +19,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use torus_core::ids::BLOCK_SIZE;
 use torus_core::limits::{NBD_CONNECTIONS_MAX, NBD_EXPORTS_MAX, NBD_HANDSHAKE_TIME_MAX, NBD_STRING_BYTES_MAX};
-use torus_core::nbd::{ExportInfo, Exports};
+use torus_core::nbd::{ExportInfo, Exports, Session};
 
 /// How long to wait before accepting again when the system has no more descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -47,6 +48,9 @@ pub enum ExportError {
         "cannot serve export {0:?}: this server has {NBD_EXPORTS_MAX} already. Remove one, or start another server"
     )]
     TooMany(String),
+    /// There is none.
+    #[error("export {0:?} is not served here: it was removed, or never added")]
+    Missing(String),
 }
 
 /// An NBD server on the present thread. Needs a `LocalSet`.
@@ -239,6 +243,29 @@ impl<D: BlockDevice + 'static> Server<D> {
         Ok(bound)
     }
 
+    /// Serves the export `name` to a client at the other end of `stream` that knows it already and negotiates nothing, as
+    /// the kernel does: plain replies, no block status. `client` is for the log. Gives what is cancelled when the connection is
+    /// over and all that came by it is done.
+    ///
+    /// # Errors
+    /// When there is no such export.
+    pub fn serve_connected(
+        &self,
+        stream: tokio::net::UnixStream,
+        name: &str,
+        client: &str,
+    ) -> Result<CancellationToken, ExportError> {
+        let session = Session { export: name.to_owned(), structured: false, base_allocation: false };
+        let serving = self.shared.serving(&session).ok_or_else(|| ExportError::Missing(name.to_owned()))?;
+        let over = CancellationToken::new();
+        let (client, counted, done) = (client.to_owned(), self.shared.connections.one(), over.clone().drop_guard());
+        spawn_local(async move {
+            serving.serve(stream, session, BytesMut::new(), &client).await;
+            drop((counted, done));
+        });
+        Ok(over)
+    }
+
     /// Stops listening, lets every connection answer what it was asked, and closes all after `grace` at the latest.
     /// Gives whether all got their answers.
     pub async fn stop(self, grace: Duration) -> bool {
@@ -345,21 +372,43 @@ where
         }
     };
     let (session, input) = negotiated;
-    let Some((device, stopping, _counted)) = shared
-        .exports
-        .borrow()
-        .get(&session.export)
-        .map(|served| (served.device.clone(), served.stopping.clone(), served.connections.one()))
-    else {
-        return tracing::info!(client, export = session.export, "NBD client closed: its export was just removed");
-    };
-    let export = session.export.clone();
-    tracing::info!(client, export, "NBD client connected");
-    let transmitting = transmit(stream, device, session, input, stopping.drain.clone().cancelled_owned());
-    match stopping.now.run_until_cancelled(transmitting).await {
-        None => tracing::warn!(client, export, "NBD client closed before all of its requests were answered"),
-        Some(Ok(())) => tracing::info!(client, export, "NBD client gone"),
-        Some(Err(error)) => report(client, &error),
+    match shared.serving(&session) {
+        Some(serving) => serving.serve(stream, session, input, client).await,
+        None => tracing::info!(client, export = session.export, "NBD client closed: its export was just removed"),
+    }
+}
+
+/// What one connection needs of its export.
+struct Serving<D> {
+    device: Rc<D>,
+    stopping: Stopping,
+    _counted: Counted,
+}
+
+impl<D: BlockDevice> Shared<D> {
+    fn serving(&self, session: &Session) -> Option<Serving<D>> {
+        let exports = self.exports.borrow();
+        let served = exports.get(&session.export)?;
+        let (device, stopping) = (served.device.clone(), served.stopping.clone());
+        Some(Serving { device, stopping, _counted: served.connections.one() })
+    }
+}
+
+impl<D: BlockDevice> Serving<D> {
+    /// The transmission phase.
+    async fn serve<S>(self, stream: S, session: Session, input: BytesMut, client: &str)
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let export = session.export.clone();
+        tracing::info!(client, export, "NBD client connected");
+        let drained = self.stopping.drain.clone().cancelled_owned();
+        let transmitting = transmit(stream, self.device, session, input, drained);
+        match self.stopping.now.run_until_cancelled(transmitting).await {
+            None => tracing::warn!(client, export, "NBD client closed before all of its requests were answered"),
+            Some(Ok(())) => tracing::info!(client, export, "NBD client gone"),
+            Some(Err(error)) => report(client, &error),
+        }
     }
 }
 

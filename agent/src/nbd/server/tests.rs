@@ -142,6 +142,30 @@ fn removing_an_export_leaves_the_others_alone() {
 }
 
 #[test]
+fn who_is_connected_already_negotiates_nothing() {
+    run(async {
+        let (server, _dir) = server(SOON);
+        let (mut client, stream) = UnixStream::pair().unwrap();
+        let over = server.serve_connected(stream, "one", "a test").unwrap();
+        assert!(ask(&mut client, READ).await, "the first byte is a request's");
+        assert_eq!(server.connections(), 1);
+        assert!(!over.is_cancelled());
+        drop(client);
+        over.cancelled().await;
+        assert_eq!(server.connections(), 0);
+
+        let (mut client, stream) = UnixStream::pair().unwrap();
+        let over = server.serve_connected(stream, "one", "a test").unwrap();
+        assert!(server.remove("one", LONG).await);
+        assert!(over.is_cancelled(), "it counts as a client of its export");
+        assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
+        let (_client, stream) = UnixStream::pair().unwrap();
+        let error = server.serve_connected(stream, "one", "a test").unwrap_err();
+        assert!(matches!(error, ExportError::Missing(_)), "{error}");
+    });
+}
+
+#[test]
 fn dropping_the_server_closes_everything() {
     run(async {
         let (server, dir) = server(LONG);
