@@ -61,6 +61,10 @@ pub const VOLUME_BLOCKS_MAX: u64 = 1 << 34;
 
 /// Extents that one `Fence` names.
 pub const FENCE_EXTENTS_MAX: usize = 16_384;
+/// Extents that one answer to `List` names.
+pub const LIST_EXTENTS_MAX: usize = 4096;
+/// Deletions that the removal of a volume has under way at one agent.
+pub const REMOVAL_DELETES_MAX: usize = 64;
 /// Header blocks in one answer to `Frames` (1 MiB).
 pub const FRAMES_HEADERS_MAX: usize = 256;
 /// Largest body of a TDP message: an answer to the largest `Fence`.

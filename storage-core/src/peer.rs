@@ -46,10 +46,13 @@ pub enum Request {
     Fill { extent: ExtentId, epoch: Epoch, stream: Stream, offset: Blocks, bytes: Pieces },
     /// Cut the copy at `length` and close it for ever. A copy that is shorter refuses. → [`Response::Sealed`].
     Seal { extent: ExtentId, epoch: Epoch, length: Blocks },
-    /// Give the slot back. Only an owner that has CASed a HEAD which lists the extent as dead may ask. → [`Response::Deleted`].
+    /// Give the slot back. Only an owner that has CASed a HEAD which lists the extent as dead may ask, or whoever removes a
+    /// volume that is marked as being deleted. → [`Response::Deleted`].
     Delete { extent: ExtentId, epoch: Epoch },
     /// Renew the read lease of `epoch` on `volume`. → [`Response::Leased`].
     Lease { volume: VolumeId, epoch: Epoch },
+    /// Name the extents of `volume` of which there are copies, from `from` on, in order. → [`Response::Listed`].
+    List { volume: VolumeId, epoch: Epoch, from: ExtentSeq },
 }
 
 /// A member's answer.
@@ -73,6 +76,9 @@ pub enum Response {
     Deleted { free: FreeSpace },
     /// The lease stands for [`READ_LEASE`](crate::limits::READ_LEASE).
     Leased,
+    /// Copies there are; `end`: there are no more; `hidden`: a disk or a slot is lost, so there may be some that are not
+    /// seen.
+    Listed { extents: Vec<ExtentSeq>, end: bool, hidden: bool },
     /// Not done, and it never will be by this request.
     Rejected(Rejection),
 }

@@ -66,7 +66,7 @@ pub fn parse() -> Args {
 pub enum Command {
     /// Make a cluster in an empty metadata store
     Init(commands::init::Args),
-    /// Make, list, show and grow volumes
+    /// Make, list, show, grow and delete volumes
     Volume(commands::volume::Args),
     /// The agents of the cluster
     Peer(commands::peer::Args),

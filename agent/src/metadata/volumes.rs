@@ -70,7 +70,8 @@ pub enum VolumeError {
     },
     /// Somebody has it open.
     #[error(
-        "cannot delete volume {name:?}: {} (process {}) holds it (epoch {epoch}). Detach it there first",
+        "cannot delete volume {name:?}: {} (process {}) holds it (epoch {epoch}). Stop it there first, or pass \
+         --fence to take the volume from it",
         holder.host, holder.pid
     )]
     Held {

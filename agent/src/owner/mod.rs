@@ -20,11 +20,13 @@
 mod control;
 mod device;
 mod driver;
+mod remove;
 mod view;
 
 pub use control::Control;
 pub use device::VolumeDevice;
 pub use driver::{OpenVolume, OwnerStats};
+pub use remove::{Removed, remove_copies};
 
 use crate::metadata::{ClusterError, RingsError};
 use std::time::Duration;

@@ -9,6 +9,7 @@
 //! | `reclaim` | deleting what a checkpoint has declared dead |
 //! | `lease` | until when this owner may serve reads |
 //! | [`recover`] | taking a volume over: fence, find the end, seal |
+//! | [`remove`] | deleting a whole volume |
 //! | [`table`], [`peers`], [`calls`] | what is known of extents, agents and requests |
 //!
 //! The log knows nothing of block addresses. Records are opaque to it; the layer above gets them back in order.
@@ -22,6 +23,7 @@ pub mod open;
 pub mod peers;
 mod reclaim;
 pub mod recover;
+pub mod remove;
 mod repair;
 pub mod table;
 pub mod writer;

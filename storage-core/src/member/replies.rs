@@ -60,6 +60,10 @@ impl Replies {
         self.0.push((req, Response::Leased));
     }
 
+    pub(super) fn listed(&mut self, req: ReqId, extents: Vec<ExtentSeq>, end: bool, hidden: bool) {
+        self.0.push((req, Response::Listed { extents, end, hidden }));
+    }
+
     pub(super) fn data(&mut self, req: ReqId, crcs: SmallVec<[u32; 8]>, bytes: Bytes) {
         self.0.push((req, Response::Data { crcs, bytes }));
     }

@@ -10,7 +10,7 @@ use super::port::{DiskNo, MemberEffects, MemberEvent, ReqId};
 use super::write::{Append, Fill};
 use super::{Held, MemberStats};
 use crate::ids::{Epoch, ExtentId, ExtentSeq, VolumeId};
-use crate::limits::{FENCED_VOLUMES_MAX, HELD_AT_START_MAX};
+use crate::limits::{FENCED_VOLUMES_MAX, HELD_AT_START_MAX, LIST_EXTENTS_MAX};
 use crate::peer::{Copy, FreeSpace, Rejection, Request};
 use crate::time::Instant;
 use std::collections::BTreeMap;
@@ -160,6 +160,7 @@ impl Member {
                 return out.replies.leased(req);
             }
             Request::Fence { extents, .. } => return self.fence(req, volume, epoch, extents, out),
+            Request::List { from, .. } => return self.list(req, volume, from, out),
             Request::Create { extent, .. }
             | Request::Append { extent, .. }
             | Request::Read { extent, .. }
@@ -188,7 +189,7 @@ impl Member {
             }
             Request::Seal { length, .. } => disk.seal(req, extent, length, out),
             Request::Delete { .. } => disk.delete(req, extent, out),
-            Request::Fence { .. } | Request::Lease { .. } => unreachable!("answered above"),
+            Request::Fence { .. } | Request::Lease { .. } | Request::List { .. } => unreachable!("answered above"),
         }
     }
 
@@ -236,6 +237,21 @@ impl Member {
         }
     }
 
+    /// Names what there is of a volume, copies that are on their way out included.
+    fn list(&self, req: ReqId, volume: VolumeId, from: ExtentSeq, out: &mut MemberEffects) {
+        let range = ExtentId { volume, seq: from }..=ExtentId { volume, seq: ExtentSeq(u64::MAX) };
+        let mut extents: Vec<ExtentSeq> = self
+            .disks
+            .iter()
+            .flat_map(|disk| disk.extents.range(range.clone()))
+            .map(|(extent, _)| extent.seq)
+            .collect();
+        extents.sort_unstable();
+        let end = extents.len() <= LIST_EXTENTS_MAX;
+        extents.truncate(LIST_EXTENTS_MAX);
+        out.replies.listed(req, extents, end, !self.is_whole());
+    }
+
     /// Answers the fences that no disk holds up any more.
     fn settle(&mut self, now: Instant, out: &mut MemberEffects) {
         let settled: Vec<_> = self.disks.iter_mut().flat_map(|disk| disk.settled.drain(..)).collect();
@@ -276,6 +292,8 @@ fn asker(request: &Request) -> (VolumeId, Epoch) {
         | Request::Fill { extent, epoch, .. }
         | Request::Seal { extent, epoch, .. }
         | Request::Delete { extent, epoch } => (extent.volume, *epoch),
-        Request::Fence { volume, epoch, .. } | Request::Lease { volume, epoch } => (*volume, *epoch),
+        Request::Fence { volume, epoch, .. }
+        | Request::Lease { volume, epoch }
+        | Request::List { volume, epoch, .. } => (*volume, *epoch),
     }
 }

@@ -1,4 +1,4 @@
-//! Requests: kinds 16 to 24. A body's fields stand in the order in which they are read here.
+//! Requests: kinds 16 to 25. A body's fields stand in the order in which they are read here.
 //!
 //! ```text
 //! 16 Create   extent 16, epoch 8, stream 1, class 1
@@ -10,6 +10,7 @@
 //! 22 Seal     extent 16, epoch 8, length 4
 //! 23 Delete   extent 16, epoch 8
 //! 24 Lease    volume 8, epoch 8
+//! 25 List     volume 8, epoch 8, from extent seq 8
 //! ```
 
 use super::sealed::Sealed;
@@ -30,6 +31,7 @@ const FILL: u8 = 21;
 const SEAL: u8 = 22;
 const DELETE: u8 = 23;
 const LEASE: u8 = 24;
+const LIST: u8 = 25;
 
 impl Sealed for Request {
     fn kind(&self) -> u8 {
@@ -43,6 +45,7 @@ impl Sealed for Request {
             Request::Seal { .. } => SEAL,
             Request::Delete { .. } => DELETE,
             Request::Lease { .. } => LEASE,
+            Request::List { .. } => LIST,
         }
     }
 
@@ -98,6 +101,11 @@ impl Sealed for Request {
             Request::Lease { volume, epoch } => {
                 out.put_u64_le(volume.0);
                 out.put_u64_le(epoch.0);
+            }
+            Request::List { volume, epoch, from } => {
+                out.put_u64_le(volume.0);
+                out.put_u64_le(epoch.0);
+                out.put_u64_le(from.0);
             }
         }
     }
@@ -155,6 +163,7 @@ impl Sealed for Request {
             SEAL => Request::Seal { extent: body.extent()?, epoch: body.epoch()?, length: body.blocks()? },
             DELETE => Request::Delete { extent: body.extent()?, epoch: body.epoch()? },
             LEASE => Request::Lease { volume: VolumeId(body.id()?), epoch: body.epoch()? },
+            LIST => Request::List { volume: VolumeId(body.id()?), epoch: body.epoch()?, from: ExtentSeq(body.u64()?) },
             other => return Err(WireError::Kind(other)),
         };
         body.end()?;

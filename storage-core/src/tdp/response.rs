@@ -1,4 +1,4 @@
-//! Responses: kinds 64 to 73. A body's fields stand in the order in which they are read here.
+//! Responses: kinds 64 to 74. A body's fields stand in the order in which they are read here.
 //!
 //! ```text
 //! 64 Created    free slots 4, all slots 4
@@ -14,13 +14,14 @@
 //! 73 Rejected   reason 1, then: 0 fenced: epoch 8; 1 no such extent; 2 closed: length 4; 3 wrong offset: length 4;
 //!               4 bad bytes: text; 5 past end: length 4; 6 damaged: block 4; 7 no space: free 4, total 4;
 //!               8 disk failed: text; 9 too many volumes: how many 8.   A text is its length 2, then UTF-8.
+//! 74 Listed     end 1, hidden 1, count 4, extent seqs 8 each
 //! ```
 
 use super::sealed::Sealed;
 use super::wire::{Reader, WireError, ensure, put_free, put_text};
 use crate::format::{Digest, Pieces};
 use crate::ids::{BLOCK_SIZE, ExtentSeq, Vseq};
-use crate::limits::{FENCE_EXTENTS_MAX, FRAMES_HEADERS_MAX, READ_BLOCKS_MAX};
+use crate::limits::{FENCE_EXTENTS_MAX, FRAMES_HEADERS_MAX, LIST_EXTENTS_MAX, READ_BLOCKS_MAX};
 use crate::peer::{Copy, Rejection, Response};
 use crate::time::Duration;
 use bytes::{BufMut, Bytes, BytesMut};
@@ -36,6 +37,7 @@ const SEALED: u8 = 70;
 const DELETED: u8 = 71;
 const LEASED: u8 = 72;
 const REJECTED: u8 = 73;
+const LISTED: u8 = 74;
 
 impl Sealed for Response {
     fn kind(&self) -> u8 {
@@ -49,6 +51,7 @@ impl Sealed for Response {
             Response::Sealed { .. } => SEALED,
             Response::Deleted { .. } => DELETED,
             Response::Leased => LEASED,
+            Response::Listed { .. } => LISTED,
             Response::Rejected(_) => REJECTED,
         }
     }
@@ -76,6 +79,12 @@ impl Sealed for Response {
                 out.put_u64_le(digest.0);
             }
             Response::Leased => {}
+            Response::Listed { extents, end, hidden } => {
+                out.put_u8(u8::from(*end));
+                out.put_u8(u8::from(*hidden));
+                out.put_u32_le(extents.len() as u32);
+                extents.iter().for_each(|seq| out.put_u64_le(seq.0));
+            }
             Response::Rejected(rejection) => put_rejection(out, rejection),
         }
     }
@@ -114,6 +123,12 @@ impl Sealed for Response {
             SEALED => Response::Sealed { length: body.blocks()?, digest: Digest(body.u64()?) },
             DELETED => Response::Deleted { free: body.free()? },
             LEASED => Response::Leased,
+            LISTED => {
+                let (end, hidden) = (body.bool()?, body.bool()?);
+                let extents: Result<Vec<_>, _> =
+                    (0..body.count(LIST_EXTENTS_MAX)?).map(|_| body.u64().map(ExtentSeq)).collect();
+                Response::Listed { extents: extents?, end, hidden }
+            }
             REJECTED => Response::Rejected(take_rejection(&mut body)?),
             other => return Err(WireError::Kind(other)),
         };

@@ -142,6 +142,11 @@ fn request() -> impl Strategy<Value = Request> {
         (extent(), epoch(), offset()).prop_map(|(extent, epoch, length)| Request::Seal { extent, epoch, length }),
         (extent(), epoch()).prop_map(|(extent, epoch)| Request::Delete { extent, epoch }),
         (1..=u64::MAX, epoch()).prop_map(|(v, epoch)| Request::Lease { volume: VolumeId(v), epoch }),
+        (1..=u64::MAX, epoch(), any::<u64>()).prop_map(|(v, epoch, from)| Request::List {
+            volume: VolumeId(v),
+            epoch,
+            from: ExtentSeq(from)
+        }),
     ]
 }
 
@@ -190,6 +195,8 @@ fn response() -> impl Strategy<Value = Response> {
         (offset(), any::<u64>()).prop_map(|(length, d)| Response::Sealed { length, digest: Digest(d) }),
         free().prop_map(|free| Response::Deleted { free }),
         Just(Response::Leased),
+        (prop::collection::vec(any::<u64>().prop_map(ExtentSeq), 0..50), any::<bool>(), any::<bool>())
+            .prop_map(|(extents, end, hidden)| Response::Listed { extents, end, hidden }),
         rejection().prop_map(Response::Rejected),
     ]
 }

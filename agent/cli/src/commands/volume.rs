@@ -1,5 +1,7 @@
 //! `torusctl volume`: volumes as they are asked for.
 
+mod delete;
+
 use crate::args::Global;
 use crate::blockspec;
 use crate::cluster;
@@ -40,6 +42,9 @@ enum Command {
         /// Its new size; it cannot shrink.
         size: Size,
     },
+    /// Delete a volume, and what the agents hold of it
+    #[command(visible_alias = "rm")]
+    Delete(delete::Args),
 }
 
 /// A volume to be.
@@ -250,6 +255,7 @@ pub async fn run(global: &Global, args: Args, printer: Printer) -> Result<(), Fa
             let shown = shown(store.as_ref(), &volume).await?;
             printer.done(&format!("volume {:?} has {} now", shown.name, printer.size(shown.size_bytes)), &shown)
         }
+        Command::Delete(args) => delete::run(global, args, printer).await,
     }
 }
 

@@ -473,6 +473,34 @@ fn a_deleted_slot_is_free_once_that_is_durable_and_nobody_reads_it() {
 }
 
 #[test]
+fn copies_are_listed_until_they_are_durably_gone() {
+    let list = |from: ExtentId| Request::List { volume: from.volume, epoch: Epoch(1), from: from.seq };
+    let listed = |extents: &[ExtentId], hidden| Response::Listed {
+        extents: extents.iter().map(|extent| extent.seq).collect(),
+        end: true,
+        hidden,
+    };
+    let mut world = World::new(2, 8);
+    let all = [extent(1, 0), extent(1, 1), extent(1, 2)];
+    for x in all {
+        world.call(create(x, 1));
+        world.call(append(x, 0, 0));
+    }
+    assert_eq!(world.call(list(all[0])), listed(&all, false), "of both disks, in order");
+    assert_eq!(world.call(list(all[2])), listed(&all[2..], false));
+    let other = Request::List { volume: VolumeId(V.0 + 1), epoch: Epoch(1), from: ExtentSeq(0) };
+    assert_eq!(world.call(other), listed(&[], false));
+    let deleting = world.ask(delete(all[1], 1));
+    assert_eq!(world.call_now(list(all[0])), listed(&all, false), "its freeing is not durable");
+    world.settle();
+    assert!(matches!(world.answer(deleting), Some(Response::Deleted { .. })));
+    assert_eq!(world.call(list(all[0])), listed(&[all[0], all[2]], false));
+    world.ask(delete(all[0], 1));
+    world.fail_commit(usize::from(world.disks[0].commit.is_none()));
+    assert!(matches!(world.call(list(all[0])), Response::Listed { hidden: true, .. }), "a disk is lost");
+}
+
+#[test]
 fn deleting_what_was_never_written_writes_nothing() {
     let (mut world, x) = (World::new(1, 8), extent(1, 0));
     world.call(create(x, 1));
