@@ -16,6 +16,7 @@ use crate::binaries;
 use crate::etcd::Etcd;
 use crate::ports;
 use crate::process::Process;
+use crate::proxy::Proxy;
 use crate::scratch::Scratch;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
@@ -43,6 +44,10 @@ pub struct Options {
     pub agent_flags: Vec<String>,
     /// The cargo profile whose programs are run.
     pub profile: String,
+    /// What agents keep their data on, in order; those that it does not reach have a file in a directory of their own.
+    pub disks: Vec<Option<PathBuf>>,
+    /// Whether owners reach agents through [`Proxy`] that can be cut.
+    pub proxies: bool,
     /// Where directories are made; the system's temporary directory unless given.
     pub base: Option<PathBuf>,
 }
@@ -55,6 +60,8 @@ impl Default for Options {
             extent_size: "64MiB".into(),
             agent_flags: Vec::new(),
             profile: "release".into(),
+            disks: Vec::new(),
+            proxies: false,
             base: None,
         }
     }
@@ -66,6 +73,8 @@ pub struct Cluster {
     pub agents: Vec<Process>,
     /// Its metadata store.
     pub etcd: Etcd,
+    /// What stands between owners and agents, if that was asked for.
+    pub proxies: Vec<Proxy>,
     options: Options,
     ports: Vec<AgentPorts>,
     programs: Programs,
@@ -97,9 +106,11 @@ impl Cluster {
         let etcd = Etcd::start()?;
         let ports = (0..options.agents)
             .map(|_| Ok(AgentPorts { data: ports::free()?, control: ports::free()?, http: ports::free()? }))
-            .collect::<Result<_>>()?;
+            .collect::<Result<Vec<AgentPorts>>>()?;
+        let proxies =
+            if options.proxies { ports.iter().map(|ports| Proxy::to(ports.data)).collect() } else { Ok(vec![]) };
         let programs = Programs { agent, ctl };
-        let mut cluster = Self { agents: Vec::new(), etcd, options, ports, programs, scratch };
+        let mut cluster = Self { agents: Vec::new(), etcd, proxies: proxies?, options, ports, programs, scratch };
         let size = cluster.options.extent_size.clone();
         cluster.torusctl(["init", "--extent-size", &size])?;
         for index in 0..cluster.options.agents {
@@ -126,9 +137,15 @@ impl Cluster {
 
     /// Kills an agent if it runs, and starts it on the same ports and disk.
     pub fn restart_agent(&mut self, index: usize) -> Result<()> {
+        self.start_agent(index)?;
+        self.until_ready(index)
+    }
+
+    /// The same, without waiting until it is ready.
+    pub fn start_agent(&mut self, index: usize) -> Result<()> {
         self.agents[index].kill()?;
         self.agents[index] = self.spawn_agent(index)?;
-        self.until_ready(index)
+        Ok(())
     }
 
     /// The directory of an agent's disk.
@@ -142,6 +159,11 @@ impl Cluster {
         get(self.ports[index].http, path).with_context(|| format!("agent {index} does not answer {path}"))
     }
 
+    /// The sum of a metric of an agent over all its labels.
+    pub fn metric(&self, index: usize, name: &str) -> Result<f64> {
+        sum_of(&self.http(index, "/metrics")?, name).with_context(|| format!("agent {index} has no metric {name}"))
+    }
+
     /// Runs `torusctl` against this cluster; what it printed.
     ///
     /// # Errors
@@ -153,6 +175,17 @@ impl Cluster {
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "{command:?} failed ({}): {said}", output.status);
         String::from_utf8(output.stdout).context("torusctl prints no UTF-8")
+    }
+
+    /// The exit code and the message of a `torusctl` that fails.
+    pub fn torusctl_fails<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Result<(i32, String)> {
+        let mut command = self.command();
+        command.args(args);
+        let output = command.output().context("cannot run torusctl")?;
+        ensure!(!output.status.success(), "{command:?} did not fail");
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(!message.contains("panicked"), "{command:?} panicked: {message}");
+        Ok((output.status.code().context("torusctl was killed")?, message))
     }
 
     /// What `torusctl … -o json` prints.
@@ -189,7 +222,13 @@ impl Cluster {
         let ports = self.ports[index];
         let mut command = Command::new(&self.programs.agent);
         clean(&mut command);
-        command.arg("--data-dir").arg(self.disk_dir(index)).args(["--size", &self.options.disk_size]);
+        match self.options.disks.get(index).into_iter().flatten().next() {
+            Some(disk) => command.arg("--disk").arg(disk).arg("--format-new-disks"),
+            None => command.arg("--data-dir").arg(self.disk_dir(index)).args(["--size", &self.options.disk_size]),
+        };
+        if let Some(proxy) = self.proxies.get(index) {
+            command.args(["--peer-address", &format!("127.0.0.1:{}", proxy.port())]);
+        }
         command.args(["--name", &format!("agent-{index}"), "--domain", &format!("node-{index}"), "--auto-join"]);
         command.args(["--port", &ports.data.to_string(), "--etcd", &self.etcd.url()]);
         command.args(["--control-address", &format!("127.0.0.1:{}", ports.control)]);
@@ -198,7 +237,8 @@ impl Cluster {
         Process::start(&format!("agent-{index}"), command, self.path())
     }
 
-    fn until_ready(&mut self, index: usize) -> Result<()> {
+    /// Waits until an agent says that it is ready.
+    pub fn until_ready(&mut self, index: usize) -> Result<()> {
         let port = self.ports[index].http;
         self.agents[index].until("it is ready", READY, || Ok(get(port, "/readyz").is_ok()))
     }
@@ -213,6 +253,18 @@ pub struct Owner {
 }
 
 impl Owner {
+    /// The volume's name.
+    #[must_use]
+    pub fn volume(&self) -> &str {
+        &self.volume
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
     /// How clients reach the volume.
     #[must_use]
     pub fn uri(&self) -> String {
@@ -234,6 +286,16 @@ fn clean(command: &mut Command) {
             command.env_remove(name);
         }
     }
+}
+
+/// The sum over all labels of `name` in Prometheus's text form; `None` when it is not there.
+fn sum_of(text: &str, name: &str) -> Option<f64> {
+    let of_line = |line: &str| {
+        let rest = line.strip_prefix(name)?;
+        let rest = if rest.starts_with('{') { rest.split_once("} ")?.1 } else { rest.strip_prefix(' ')? };
+        rest.split(' ').next()?.parse::<f64>().ok()
+    };
+    text.lines().filter_map(of_line).reduce(|sum, value| sum + value)
 }
 
 /// The body of a good answer to `GET path`.

@@ -8,10 +8,15 @@
 //! 2. A wait is for a condition, has a limit, and ends at once, with the end of its log, when the process it is for dies.
 //! 3. Processes are killed by the id of a child that has not been collected yet, so never by an id that is another's.
 
+pub mod bad_disk;
 pub mod binaries;
 pub mod cluster;
 pub mod etcd;
+pub mod fio;
+pub mod nbd;
 pub mod ports;
 pub mod process;
+pub mod proxy;
 pub mod scratch;
 pub mod usage;
+pub mod writer;
