@@ -14,6 +14,7 @@ pub const ALL: &[Stage] = &[
     Stage { name: "clippy", about: "no warning in any target", slow: false, run: clippy },
     Stage { name: "cargo", about: "cargo test of the whole workspace", slow: false, run: cargo_test },
     Stage { name: "sim", about: "simulated clusters keep every promise", slow: false, run: simulated },
+    Stage { name: "faults", about: "real processes are killed, stopped and cut off", slow: true, run: faults },
     Stage { name: "demo", about: "torusctl demo --once, as the README has it", slow: true, run: demo },
 ];
 
@@ -52,9 +53,23 @@ fn install(_: &Options) -> Result<Outcome> {
     tools::ensure().map(|()| Outcome::Checked(true))
 }
 
-/// `cargo test`, its output passed on line by line and counted on the way.
+/// What has a stage of its own is left out.
 fn cargo_test(_: &Options) -> Result<Outcome> {
-    let mut command = workspace::cargo(["test", "--workspace", "--no-fail-fast"])?;
+    tests(&["test", "--workspace", "--no-fail-fast", "--", "--skip", UNDER_FAULTS])
+}
+
+/// One at a time, as they measure; what they saw is printed.
+fn faults(_: &Options) -> Result<Outcome> {
+    let alone = ["--nocapture", "--test-threads=1", UNDER_FAULTS];
+    tests(&[&["test", "-p", "torus-e2e", "--test", "faults", "--"], &alone[..]].concat())
+}
+
+/// The module that holds the tests of the stage `faults`.
+const UNDER_FAULTS: &str = "under_faults::";
+
+/// `cargo test`, its output passed on line by line and counted on the way.
+fn tests(args: &[&str]) -> Result<Outcome> {
+    let mut command = workspace::cargo(args)?;
     let mut child = command.stdout(Stdio::piped()).spawn().context("cannot run cargo test")?;
     let mut total = Tally::default();
     for line in BufReader::new(child.stdout.take().expect("stdout was asked to be a pipe")).split(b'\n') {
