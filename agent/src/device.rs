@@ -1,7 +1,7 @@
 //! What a front end is given to serve: a block device, whoever makes it.
 //!
 //! NBD, FUSE and ublk consume [`BlockDevice`]; the owner of a replicated volume implements it, and so do the decorators
-//! here ([`Unaligned`]) and the stand-in of tests ([`testing::MemoryDevice`]). It is the narrowest thing that the front
+//! here ([`Unaligned`], [`ReadOnly`]) and the stand-in of tests ([`testing::MemoryDevice`]). It is the narrowest thing that the front
 //! ends have in common, so that none of them knows what a volume is.
 //!
 //! The futures are not `Send`: a device, its front ends and its driver live on one thread, where an I/O needs no lock
@@ -23,11 +23,13 @@
 //! What is *not* here: ranges that are not made of whole blocks (that is [`Unaligned`]'s), bounds on what is in flight
 //! (each front end's), and retrying (the owner's: when the promise cannot be kept I/O waits, it does not fail).
 
+mod read_only;
 mod unaligned;
 
 pub mod testing;
 
 pub use torus_core::format::zeros::{is_zeros, push_zeros, zeros};
+pub use read_only::ReadOnly;
 pub use unaligned::Unaligned;
 
 use std::future::Future;

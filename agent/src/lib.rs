@@ -2,9 +2,11 @@
 
 pub mod clock;
 pub mod device;
+pub mod fuse;
 pub mod kernel_nbd;
 pub mod metadata;
 pub mod nbd;
+pub mod node;
 pub mod owner;
 pub mod process;
 pub mod storage;

@@ -120,6 +120,12 @@ pub const NBD_IN_FLIGHT_BYTES_MAX: usize = NBD_REQUEST_BYTES_MAX as usize;
 /// What one NBD connection reads at once: many small requests in one system call.
 pub const NBD_RECEIVE_BYTES: usize = 256 << 10;
 
+/// Most bytes of one FUSE read or write: what kernels take at most, too.
+pub const FUSE_REQUEST_BYTES_MAX: u32 = 1 << 20;
+/// FUSE requests of one volume that are under way, and as many again that wait for their turn. Beyond it the kernel keeps
+/// them.
+pub const FUSE_IN_FLIGHT_REQUESTS_MAX: u16 = 64;
+
 /// Conditions, and writes, in one metadata transaction. (etcd's own default is 128.)
 pub const META_TXN_OPS_MAX: usize = 100;
 /// Bytes of keys and values in one metadata transaction. (etcd's default is 1.5 MiB for the encoded request.)

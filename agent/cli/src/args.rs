@@ -72,6 +72,12 @@ pub enum Command {
     Peer(commands::peer::Args),
     /// Open a volume here and serve it over NBD until stopped
     Serve(commands::serve::Args),
+    /// Make a volume a block device of this host, and mount it
+    Attach(commands::attach::Args),
+    /// List what is attached on this host
+    Attached(commands::attach::ListArgs),
+    /// Unmount a volume, take its device away, let it go
+    Detach(commands::attach::DetachArgs),
     /// See it work: three agents on this machine, a volume, a failure, a recovery
     Demo(commands::demo::Args),
     /// Where new data goes

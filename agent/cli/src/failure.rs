@@ -1,12 +1,13 @@
 //! Why a command failed, in the words a person reads, and the exit code a script reads.
 
+use serde::{Deserialize, Serialize};
 use std::error::Error;
 use std::fmt;
 use std::io;
 use std::process::ExitCode;
 
 /// What a script can tell apart.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Kind {
     /// It was tried and did not work: exit code 1.
     Failed,
@@ -67,6 +68,11 @@ impl Failure {
     /// The reader of our output went away.
     pub fn is_closed_pipe(&self) -> bool {
         self.closed_pipe
+    }
+
+    /// What a script can tell of it.
+    pub fn kind(&self) -> Kind {
+        self.kind
     }
 
     /// What the process ends with.

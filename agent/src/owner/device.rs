@@ -23,7 +23,8 @@ pub(super) struct Desk {
     pub news: Notify,
     waiting: RefCell<Slab<Waiting>>,
     count: Cell<u64>,
-    pub blocks: Cell<u64>,
+    blocks: Cell<u64>,
+    grown: Notify,
     /// The driver has ended: why.
     ended: RefCell<Option<IoError>>,
     /// What errors call the volume.
@@ -40,8 +41,20 @@ enum Waiting {
 impl Desk {
     /// The desk of a volume that is called `name` and has so many blocks.
     pub fn new(name: String, blocks: u64) -> Desk {
-        let (asked, news, waiting, count, ended) = Default::default();
-        Desk { asked, news, waiting, count, blocks: Cell::new(blocks), ended, name }
+        let (asked, news, waiting, count, grown, ended) = Default::default();
+        Desk { asked, news, waiting, count, blocks: Cell::new(blocks), grown, ended, name }
+    }
+
+    /// The device's size, in blocks.
+    pub fn blocks(&self) -> u64 {
+        self.blocks.get()
+    }
+
+    /// The core knows of so many blocks now.
+    pub fn grow(&self, blocks: u64) {
+        if self.blocks.replace(blocks) != blocks {
+            self.grown.notify_waiters();
+        }
     }
 
     fn ask(self: &Rc<Self>, op: IoOp) -> Answer {
@@ -186,6 +199,18 @@ impl VolumeDevice {
         Err(IoError::new(IoErrorKind::Invalid, text))
     }
 
+    /// Waits until it has another size than `known_bytes`, and gives that. Cancel safe.
+    pub async fn resized(&self, known_bytes: u64) -> u64 {
+        loop {
+            let grown = self.desk.grown.notified();
+            let now = self.info().size_bytes;
+            if now != known_bytes {
+                return now;
+            }
+            grown.await;
+        }
+    }
+
     async fn plain(&self, op: IoOp) -> Result<(), IoError> {
         self.desk.ask(op).await.map(drop)
     }
@@ -193,7 +218,7 @@ impl VolumeDevice {
 
 impl BlockDevice for VolumeDevice {
     fn info(&self) -> DeviceInfo {
-        let size_bytes = self.desk.blocks.get() * BLOCK_BYTES;
+        let size_bytes = self.desk.blocks() * BLOCK_BYTES;
         DeviceInfo { size_bytes, block_bytes: BLOCK_SIZE as u32, read_only: false }
     }
 

@@ -107,7 +107,7 @@ impl OpenVolume {
             questions: asked,
             said,
             life,
-            size: desk.blocks.get(),
+            size: desk.blocks(),
             effects: Effects::default(),
             asked: Vec::new(),
             heard: Vec::new(),
@@ -272,7 +272,7 @@ impl Driver {
     fn grow(&mut self) {
         self.step(Event::Resized(self.size));
         if let Some(serving) = self.volume.serving() {
-            self.desk.blocks.set(serving.map.blocks());
+            self.desk.grow(serving.map.blocks());
         }
     }
 

@@ -1,5 +1,6 @@
 //! One module for each command.
 
+pub mod attach;
 pub mod block;
 pub mod completion;
 pub mod config;
@@ -26,6 +27,9 @@ pub fn run(args: Args) -> Result<(), Failure> {
         Command::ListPeers => wait(peer::list(&global, printer)),
         Command::Ring(ring) => wait(ring::run(&global, ring, printer)),
         Command::Serve(serve) => serve::run(&global, serve, printer),
+        Command::Attach(attach) => attach::run(&global, attach, printer),
+        Command::Attached(list) => attach::list(&list, printer),
+        Command::Detach(detach) => wait(attach::detach(detach, printer)),
         Command::Demo(demo) => demo::run(&demo, printer),
         Command::Block(block) => wait(block::run(&global, block, printer)),
         Command::Config(config) => config::run(&global, config, printer),

@@ -1,0 +1,225 @@
+//! Filesystems on attached devices: made where there is nothing, checked, mounted, grown, unmounted.
+//!
+//! 1. A filesystem is made only where the device is known to hold nothing: no signature that blkid knows, and zeros in
+//!    its first MiB. What cannot be read or told counts as something.
+//! 2. Everything that touches the device is a child process (see [`super::tool`]).
+
+use super::tool::{self, LONG, SOON, ToolError};
+use super::{NodeError, mounts};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+/// A filesystem that Torus makes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Filesystem {
+    /// ext4.
+    Ext4,
+    /// XFS.
+    Xfs,
+}
+
+impl Filesystem {
+    /// What mount and blkid call it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ext4 => "ext4",
+            Self::Xfs => "xfs",
+        }
+    }
+}
+
+impl fmt::Display for Filesystem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Filesystem {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "ext4" => Ok(Self::Ext4),
+            "xfs" => Ok(Self::Xfs),
+            _ => Err(format!("{text:?} is not a filesystem that Torus makes: ext4 or xfs")),
+        }
+    }
+}
+
+/// What a device holds.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Content {
+    /// Nothing.
+    Blank,
+    /// A filesystem, or something else that has a name.
+    Named(String),
+    /// Bytes that nobody knows.
+    Unknown,
+}
+
+/// Looks at what `device` holds.
+///
+/// # Errors
+/// When it cannot be read.
+pub async fn probe(device: &Path) -> Result<Content, ToolError> {
+    let args = ["--probe", "--output", "export"].map(Path::new);
+    let ended = tool::run(SOON, "blkid", &[&args[..], &[device]].concat()).await?;
+    match ended.code {
+        Some(0) => {
+            let text = String::from_utf8_lossy(&ended.stdout).into_owned();
+            let value = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+            let named = value("TYPE").map(str::to_owned);
+            let table = || value("PTTYPE").map(|kind| format!("{kind} partition table"));
+            Ok(named.or_else(table).map_or(Content::Unknown, Content::Named))
+        }
+        Some(2) => {
+            let from = format!("if={}", device.display());
+            let first = tool::run(SOON, "dd", &[&from, "bs=64K", "count=16", "iflag=direct", "status=none"]).await?;
+            match first.code {
+                Some(0) if first.stdout.iter().all(|byte| *byte == 0) => Ok(Content::Blank),
+                Some(0) => Ok(Content::Unknown),
+                _ => Err(first.failure()),
+            }
+        }
+        // Several signatures that contradict each other.
+        Some(8) => Ok(Content::Unknown),
+        _ => Err(ended.failure()),
+    }
+}
+
+/// How a device is to be mounted.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Wanted {
+    /// Where: a directory that is there and on which nothing is mounted, or this device.
+    pub directory: PathBuf,
+    /// What it must hold, or is to be made on it; ext4 where there is nothing and this is open.
+    pub filesystem: Option<Filesystem>,
+    /// Without writing to it.
+    pub read_only: bool,
+}
+
+impl Wanted {
+    /// Resolves the directory, and finds out early that it cannot be mounted on. `device`: what may be mounted there.
+    ///
+    /// # Errors
+    /// When it is not there, no directory, or taken.
+    pub fn check(&mut self, device: Option<&Path>) -> Result<(), NodeError> {
+        let given = self.directory.clone();
+        self.directory = std::fs::canonicalize(&given).map_err(|source| NodeError::NoDirectory(given.clone(), source))?;
+        if !self.directory.is_dir() {
+            return Err(NodeError::NotADirectory(given));
+        }
+        match mounts::on(&self.directory) {
+            Some(mount) if device.and_then(mounts::number).as_deref() != Some(&mount.device) => {
+                Err(NodeError::MountedOn { directory: given, kind: mount.kind })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Mounts `device`, which holds `volume`, after making or checking its filesystem. Gives the filesystem. What is mounted
+/// there already is left as it is.
+///
+/// # Errors
+/// When it holds anything else than what is wanted, is damaged, or the system refuses.
+pub async fn mount(device: &Path, volume: &str, wanted: &Wanted) -> Result<Filesystem, NodeError> {
+    let failed = |source| NodeError::Mount { volume: volume.into(), directory: wanted.directory.clone(), source };
+    let mounted = mounts::of(device).contains(&wanted.directory);
+    let filesystem = match probe(device).await.map_err(failed)? {
+        Content::Named(found) => match (found.parse(), wanted.filesystem) {
+            (Ok(found), None) => found,
+            (Ok(found), Some(wanted)) if found == wanted => found,
+            (_, wanted) => return Err(NodeError::HoldsOther { volume: volume.into(), found, wanted }),
+        },
+        Content::Unknown => return Err(NodeError::HoldsUnknown { volume: volume.into() }),
+        Content::Blank if wanted.read_only => return Err(NodeError::NothingToRead { volume: volume.into() }),
+        Content::Blank => {
+            let filesystem = wanted.filesystem.unwrap_or(Filesystem::Ext4);
+            make(device, filesystem).await.map_err(failed)?;
+            filesystem
+        }
+    };
+    if mounted {
+        return Ok(filesystem);
+    }
+    if filesystem == Filesystem::Ext4 && !wanted.read_only {
+        check_ext4(device, volume).await?;
+    }
+    let options = if wanted.read_only { "ro" } else { "rw" };
+    let words = ["-t", filesystem.name(), "-o", options].map(Path::new);
+    tool::must(LONG, "mount", &[&words[..], &[device, &wanted.directory]].concat()).await.map_err(failed)?;
+    Ok(filesystem)
+}
+
+async fn make(device: &Path, filesystem: Filesystem) -> Result<(), ToolError> {
+    let (program, quiet) = match filesystem {
+        Filesystem::Ext4 => ("mkfs.ext4", "-q"),
+        Filesystem::Xfs => ("mkfs.xfs", "-q"),
+    };
+    tool::must(LONG, program, &[Path::new(quiet), device]).await.map(drop)
+}
+
+/// What can be mended without asking is mended; XFS does that by itself when it is mounted.
+async fn check_ext4(device: &Path, volume: &str) -> Result<(), NodeError> {
+    let wrap = |source| NodeError::Damaged { volume: volume.into(), device: device.into(), source };
+    let ended = tool::run(LONG, "e2fsck", &[Path::new("-p"), device]).await.map_err(wrap)?;
+    match ended.code {
+        Some(0..=3) => Ok(()),
+        _ => Err(wrap(ended.failure())),
+    }
+}
+
+/// Lets a mounted filesystem use all of a device that has grown.
+///
+/// # Errors
+/// When the system refuses.
+pub async fn grow(device: &Path, filesystem: Filesystem, directory: &Path) -> Result<(), ToolError> {
+    match filesystem {
+        Filesystem::Ext4 => tool::must(LONG, "resize2fs", &[device]).await,
+        Filesystem::Xfs => tool::must(LONG, "xfs_growfs", &[directory]).await,
+    }
+    .map(drop)
+}
+
+/// Unmounts `device` from everywhere that this process sees.
+///
+/// # Errors
+/// When somebody uses it: who, as far as can be seen.
+pub async fn unmount(device: &Path, volume: &str) -> Result<(), NodeError> {
+    for directory in mounts::of(device) {
+        let ended = tool::run(LONG, "umount", &[&directory]).await;
+        let ended = ended.map_err(|source| NodeError::Unmount { volume: volume.into(), directory, source })?;
+        let left = mounts::of(device);
+        if ended.code != Some(0) && !left.is_empty() {
+            let users = mounts::users(device);
+            return Err(match users.is_empty() {
+                false => NodeError::Busy { volume: volume.into(), device: device.into(), users: users.join(", ") },
+                true => NodeError::Unmount {
+                    volume: volume.into(),
+                    directory: left.into_iter().next().unwrap_or_default(),
+                    source: ended.failure(),
+                },
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Unmounts a device that is dead: what has files open keeps getting errors, and nothing waits for it.
+pub async fn abandon(device: &Path) {
+    for directory in mounts::of(device) {
+        for flags in [&[][..], &["--lazy"]] {
+            let args = flags.iter().map(Path::new).chain([directory.as_path()]).collect::<Vec<_>>();
+            match tool::run(SOON, "umount", &args).await {
+                Ok(ended) if ended.code == Some(0) => break,
+                Ok(ended) => tracing::debug!("{}", ended.failure()),
+                Err(error) => tracing::debug!("{error}"),
+            }
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! A volume that this process owns and shows as a block device, on a thread of its own.
+//!
+//! 1. The record is on stable storage before anybody is told of the device, and goes after the device has gone.
+//! 2. The volume is let go only after its device was taken away: nothing that was written can come too late.
+//! 3. Somebody who still uses the device is never cut off by an orderly end: that fails, and the volume is served on.
+
+use super::filesystem;
+use super::host::{self, HostDevice, Kind, Shown};
+use super::record::{KeeperProcess, Locked, Record, RecordError, Records, Role};
+use super::NodeError;
+use crate::device::{BlockDevice, ReadOnly, Unaligned};
+use crate::metadata::VolumeInfo;
+use crate::owner::{Control, OpenVolume, OwnerConfig, OwnerStats};
+use crate::process::told;
+use std::rc::Rc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::{LocalSet, spawn_blocking};
+use tokio::time::sleep;
+use torus_core::block::VolumeState;
+
+/// Questions to a keeper that may wait.
+const ASKED_MAX: usize = 4;
+/// Somebody may look whether the volume is served, and hold its lock for that moment.
+const LOCK_TRIES: usize = 10;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
+
+/// How a volume is to be attached.
+#[derive(Clone, Debug)]
+pub struct Wish {
+    /// The kind of device; `None`: the best there is.
+    pub kind: Option<Kind>,
+    /// Take no writes.
+    pub read_only: bool,
+    /// How the volume is opened.
+    pub owner: OwnerConfig,
+    /// What this process is.
+    pub role: Role,
+}
+
+/// A volume that is attached by this process. Dropped, it ends as a crash would: the device is dead until it is detached.
+pub struct Keeper {
+    record: Record,
+    asks: mpsc::Sender<Ask>,
+    lost: watch::Receiver<Option<String>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+enum Ask {
+    Stats(oneshot::Sender<Option<OwnerStats>>),
+    Close(oneshot::Sender<Result<(), NodeError>>),
+}
+
+impl Keeper {
+    /// Opens `info` and shows it as a device. `control` must be driven by another thread than the caller's, and the
+    /// caller must hold the volume's lock ([`Records::lock`]).
+    ///
+    /// # Errors
+    /// When the volume cannot be opened or there can be no device. Nothing is left of it then.
+    pub async fn start(records: Records, control: Control, info: VolumeInfo, wish: Wish) -> Result<Self, NodeError> {
+        let (ready, is_ready) = oneshot::channel();
+        let (asks, asked) = mpsc::channel(ASKED_MAX);
+        let (losing, lost) = watch::channel(None);
+        let thread = thread::Builder::new().name("torus-volume".into()).spawn(move || {
+            let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+                Ok(runtime) => runtime,
+                // Nobody waits any more if the caller has ended.
+                Err(error) => return drop(ready.send(Err(NodeError::Thread(error)))),
+            };
+            LocalSet::new().block_on(&runtime, async {
+                match Kept::begin(records, control, &info, wish).await {
+                    Ok(kept) => {
+                        let _ = ready.send(Ok(kept.record.clone()));
+                        kept.serve(asked, losing).await;
+                    }
+                    Err(error) => drop(ready.send(Err(error))),
+                }
+            });
+            // What runs on is a wait for somebody else's file descriptor at most.
+            runtime.shutdown_background();
+        });
+        let thread = thread.map_err(NodeError::Thread)?;
+        let record = is_ready.await.unwrap_or_else(|_| Err(NodeError::Ended))?;
+        Ok(Self { record, asks, lost, thread: Some(thread) })
+    }
+
+    /// What was attached, as it was then.
+    #[must_use]
+    pub fn record(&self) -> &Record {
+        &self.record
+    }
+
+    /// Figures, while it is served.
+    pub async fn stats(&self) -> Option<OwnerStats> {
+        let (asker, answer) = oneshot::channel();
+        self.asks.send(Ask::Stats(asker)).await.ok()?;
+        answer.await.ok()?
+    }
+
+    /// Waits until the volume is served no more without having been detached; why. Cancel safe.
+    pub async fn lost(&mut self) -> String {
+        match self.lost.wait_for(Option::is_some).await {
+            Ok(why) => why.clone().unwrap_or_default(),
+            Err(_) => NodeError::Ended.to_string(),
+        }
+    }
+
+    /// Takes the device away, writes a checkpoint, lets the volume go, forgets the record.
+    ///
+    /// # Errors
+    /// When somebody uses the device: everything stays as it was. When the volume was taken over meanwhile.
+    pub async fn close(&mut self) -> Result<(), NodeError> {
+        let (asker, answer) = oneshot::channel();
+        if self.asks.send(Ask::Close(asker)).await.is_err() {
+            return Err(NodeError::Ended);
+        }
+        answer.await.unwrap_or(Err(NodeError::Ended))?;
+        if let Some(thread) = self.thread.take() {
+            // It has answered: it ends in this moment. What it panicked with was printed.
+            let _ = spawn_blocking(move || thread.join()).await;
+        }
+        Ok(())
+    }
+}
+
+struct Kept {
+    records: Records,
+    record: Record,
+    volume: OpenVolume,
+    host: HostDevice,
+    _alive: Locked,
+}
+
+impl Kept {
+    async fn begin(records: Records, control: Control, info: &VolumeInfo, wish: Wish) -> Result<Self, NodeError> {
+        let name = info.meta.doc.name.clone();
+        let wrap = |source| NodeError::Device { volume: name.clone(), source };
+        let (kind, _) = host::choose(wish.kind).map_err(wrap)?;
+        let alive = alive(&records, info).await?;
+        let mut owner = wish.owner;
+        owner.holder.serves = format!("a block device ({kind})");
+        let volume = match OpenVolume::open(control, info, owner).await {
+            Ok(volume) => volume,
+            Err(error) => {
+                forget(&records, info).await;
+                return Err(error.into());
+            }
+        };
+        let device = volume.device();
+        let mut record = Record {
+            read_only: wish.read_only,
+            epoch: epoch(&volume),
+            size_bytes: device.info().size_bytes,
+            keeper: KeeperProcess::here(wish.role),
+            ..Record::new(info.id, name.clone(), kind, wish.role)
+        };
+        let shown: Rc<Shown> = Rc::new(Unaligned::new(ReadOnly::when(wish.read_only, device)));
+        let showing = async {
+            // Known before it is there, so that a crash in between leaves nothing that nobody knows of.
+            save(&records, &record).await?;
+            let place = records.place(info.id);
+            HostDevice::show(kind, shown, wish.read_only, &place).await.map_err(wrap)
+        };
+        let mut host = match showing.await {
+            Ok(host) => host,
+            Err(error) => {
+                // Why there is no device matters more than how the volume was let go.
+                let _ = volume.close().await;
+                forget(&records, info).await;
+                return Err(error);
+            }
+        };
+        record.device = Some(host.path().to_owned());
+        if let Err(error) = save(&records, &record).await {
+            let _ = host.withdraw(&name).await;
+            let _ = volume.close().await;
+            forget(&records, info).await;
+            return Err(error.into());
+        }
+        tracing::info!(volume = name, device = %host.path().display(), "attached");
+        Ok(Self { records, record, volume, host, _alive: alive })
+    }
+
+    async fn serve(mut self, mut asked: mpsc::Receiver<Ask>, losing: watch::Sender<Option<String>>) {
+        let device = self.volume.device();
+        let mut size = self.record.size_bytes;
+        loop {
+            tokio::select! {
+                grown = device.resized(size) => {
+                    size = grown;
+                    self.grow(size).await;
+                }
+                ask = asked.recv() => match ask {
+                    Some(Ask::Stats(asker)) => drop(asker.send(self.volume.stats().await)),
+                    Some(Ask::Close(asker)) => match self.host.withdraw(&self.record.name).await {
+                        // Who asked may have given up.
+                        Err(error) => drop(asker.send(Err(error))),
+                        Ok(()) => return drop(asker.send(self.end().await)),
+                    },
+                    None => return,
+                },
+                lost = self.volume.lost() => {
+                    let why = told(&lost);
+                    self.note(|record| record.lost = Some(why.clone())).await;
+                    // Nobody listens any more if the keeper's handle is gone.
+                    let _ = losing.send(Some(why));
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn end(self) -> Result<(), NodeError> {
+        let Self { records, record, volume, .. } = self;
+        let closed = volume.close().await;
+        let (volume, removed) = (record.volume, spawn_blocking(move || records.remove(record.volume)).await);
+        match removed {
+            Ok(removed) => removed?,
+            Err(error) => tracing::error!(%volume, "cannot forget what was attached: {error}"),
+        }
+        Ok(closed?)
+    }
+
+    /// Passes the volume's new size on, to the device and to a filesystem that was mounted when it was attached.
+    async fn grow(&mut self, size_bytes: u64) {
+        let name = self.record.name.clone();
+        if let Err(error) = self.host.grow().await {
+            return tracing::error!(volume = name, "the device does not grow with its volume: {}", told(&error));
+        }
+        self.note(|record| record.size_bytes = size_bytes).await;
+        tracing::info!(volume = name, size_bytes, "the device has grown");
+        if let Some(mount) = self.record.mount.clone()
+            && let Err(error) = filesystem::grow(self.host.path(), mount.filesystem, &mount.directory).await
+        {
+            tracing::error!(volume = name, "the filesystem does not grow with its device: {}", told(&error));
+        }
+    }
+
+    /// Changes the record as it is now: others write down in it where they mounted the device.
+    async fn note(&mut self, change: impl FnOnce(&mut Record)) {
+        let (records, volume) = (self.records.clone(), self.record.volume);
+        if let Ok(Ok(Some(now))) = spawn_blocking(move || records.load(volume)).await {
+            self.record = now;
+        }
+        change(&mut self.record);
+        if let Err(error) = save(&self.records, &self.record).await {
+            tracing::error!(volume = self.record.name, "{}", told(&error));
+        }
+    }
+}
+
+async fn alive(records: &Records, info: &VolumeInfo) -> Result<Locked, NodeError> {
+    for _ in 0..LOCK_TRIES {
+        match records.take_over(info.id)? {
+            Some(alive) => return Ok(alive),
+            None => sleep(LOCK_PAUSE).await,
+        }
+    }
+    Err(NodeError::Served(info.meta.doc.name.clone()))
+}
+
+async fn save(records: &Records, record: &Record) -> Result<(), RecordError> {
+    let (records, record) = (records.clone(), record.clone());
+    spawn_blocking(move || records.save(&record)).await.expect("saving a record panics nowhere")
+}
+
+/// After a failure that is told.
+async fn forget(records: &Records, info: &VolumeInfo) {
+    let (records, volume) = (records.clone(), info.id);
+    let _ = spawn_blocking(move || records.remove(volume)).await;
+}
+
+fn epoch(volume: &OpenVolume) -> u64 {
+    match volume.state() {
+        VolumeState::Serving(epoch) | VolumeState::Fenced(epoch) => epoch.0,
+        _ => 0,
+    }
+}

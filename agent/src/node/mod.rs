@@ -1,0 +1,326 @@
+//! What is attached on this host: volumes as block devices, and filesystems mounted from them.
+//!
+//! ```text
+//!   Attachments ── records, one for each volume (`/var/lib/torus/attached`)
+//!        │
+//!        ├── Keeper: owns one volume in this process and shows it as a device    … torusctl attach, agents, the demo
+//!        │      └── HostDevice: FUSE file + loop device
+//!        └── filesystem: made, checked, mounted, grown, unmounted, by child processes
+//! ```
+//!
+//! Whoever attaches a volume holds its lock, sees to what an earlier process has left ([`Attachments::settle`]), and starts a
+//! [`Keeper`], in this process or in one of its own. Everything can be repeated: after a crash at any point the next
+//! attach or detach puts things in order, and says what it did.
+//!
+//! # Invariants
+//! 1. A volume has at most one keeper on a host: it holds a lock that ends with its process.
+//! 2. What is on a host is in a record before it is there.
+//! 3. A device is taken away only from a dead process, or by its own in order and when nobody uses it.
+//! 4. No process does I/O on a device that it serves itself (see [`tool`]).
+//!
+//! What is *not* here: who may have a volume. That is decided by its epoch alone; two hosts with records of one volume
+//! are an old one and a new one, and the old one's device answers with errors.
+
+pub mod filesystem;
+mod host;
+mod keeper;
+mod loopdev;
+pub mod mounts;
+mod process;
+mod record;
+pub mod tool;
+
+pub use filesystem::Filesystem;
+pub use host::{HostError, Kind, choose};
+pub use keeper::{Keeper, Wish};
+pub use process::{end, prepare};
+pub use record::{KeeperProcess, Locked, MountPoint, Record, RecordError, Records, Role};
+
+use crate::owner::OwnerError;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+use tool::ToolError;
+use torus_core::ids::VolumeId;
+
+/// Where records are kept unless somebody wants otherwise.
+pub const DIRECTORY: &str = "/var/lib/torus/attached";
+/// How long another may take to attach or detach a volume that we want to attach or detach.
+const LOCKED: Duration = Duration::from_secs(60);
+const POLL: Duration = Duration::from_millis(20);
+
+/// Why something is not attached, mounted or detached.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// The volume.
+    #[error(transparent)]
+    Owner(#[from] OwnerError),
+    /// The records.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// The device.
+    #[error("cannot make volume {volume:?} a block device")]
+    Device {
+        /// The volume.
+        volume: String,
+        /// Why.
+        #[source]
+        source: HostError,
+    },
+    /// The lock.
+    #[error("another process is attaching or detaching volume {0} on this host right now: try again when it is done")]
+    Locked(VolumeId),
+    /// The lock of the living.
+    #[error("volume {0:?} is attached on this host already, by a process that lives")]
+    Served(String),
+    /// A keeper's thread.
+    #[error("cannot start a thread for a volume")]
+    Thread(#[source] io::Error),
+    /// A keeper's thread is gone.
+    #[error("the volume is not served any more")]
+    Ended,
+    /// No such directory.
+    #[error("cannot mount on {0}: make that directory first")]
+    NoDirectory(PathBuf, #[source] io::Error),
+    /// Something else.
+    #[error("cannot mount on {0}: it is not a directory")]
+    NotADirectory(PathBuf),
+    /// It is taken.
+    #[error("cannot mount on {directory}: a filesystem ({kind}) is mounted there already. Choose another directory")]
+    MountedOn {
+        /// The directory.
+        directory: PathBuf,
+        /// What is there.
+        kind: String,
+    },
+    /// Another filesystem.
+    #[error(
+        "volume {volume:?} holds {found}{}, and nothing was changed on it. {}", wanted.map_or(String::new(), |wanted| format!(", not {wanted}")),
+        if wanted.is_some() { "Mount what it holds (leave --fs out), or use another volume" } else { "Mount it by hand, or use another volume" }
+    )]
+    HoldsOther {
+        /// The volume.
+        volume: String,
+        /// What is on it.
+        found: String,
+        /// What was asked for.
+        wanted: Option<Filesystem>,
+    },
+    /// Bytes.
+    #[error(
+        "volume {volume:?} holds data that is no filesystem known here, and nothing was changed on it. \
+         Use another volume, or clear this one's first MiB yourself if you are sure"
+    )]
+    HoldsUnknown {
+        /// The volume.
+        volume: String,
+    },
+    /// Read-only and empty.
+    #[error("volume {volume:?} is empty and attached read-only: there is nothing to mount")]
+    NothingToRead {
+        /// The volume.
+        volume: String,
+    },
+    /// A filesystem that wants a person.
+    #[error("the filesystem on volume {volume:?} is damaged and was not mounted: attach it without --mount and run `e2fsck {device}`")]
+    Damaged {
+        /// The volume.
+        volume: String,
+        /// Its device, while it is attached.
+        device: PathBuf,
+        /// What e2fsck said.
+        #[source]
+        source: ToolError,
+    },
+    /// Mounting.
+    #[error("cannot mount volume {volume:?} on {directory}")]
+    Mount {
+        /// The volume.
+        volume: String,
+        /// Where.
+        directory: PathBuf,
+        /// Why.
+        #[source]
+        source: ToolError,
+    },
+    /// Unmounting.
+    #[error("cannot unmount volume {volume:?} from {directory}")]
+    Unmount {
+        /// The volume.
+        volume: String,
+        /// Where.
+        directory: PathBuf,
+        /// Why.
+        #[source]
+        source: ToolError,
+    },
+    /// Somebody uses it.
+    #[error("volume {volume:?} is in use at {device}, by {users}: end that first")]
+    Busy {
+        /// The volume.
+        volume: String,
+        /// The device.
+        device: PathBuf,
+        /// Who.
+        users: String,
+    },
+    /// Attached by a program that has other volumes as well.
+    #[error("volume {volume:?} was attached by an agent (process {pid}), which detaches it when its pod or its user lets go of it")]
+    OfAnAgent {
+        /// The volume.
+        volume: String,
+        /// The agent's process.
+        pid: u32,
+    },
+    /// A process that cannot be signalled.
+    #[error("cannot ask process {pid}, which serves volume {volume:?}, to let it go")]
+    Signal {
+        /// The volume.
+        volume: String,
+        /// The process.
+        pid: u32,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A process that takes its time.
+    #[error("process {pid} has not let volume {volume:?} go within {limit:?}. It is told to and goes on with it; {log} says how far it is")]
+    Slow {
+        /// The volume.
+        volume: String,
+        /// The process.
+        pid: u32,
+        /// How long was waited.
+        limit: Duration,
+        /// Its log.
+        log: PathBuf,
+    },
+}
+
+/// One volume that is attached, and whether anybody serves it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Attachment {
+    /// What is known of it.
+    pub record: Record,
+    /// Its process lives.
+    pub served: bool,
+}
+
+/// What was found of a volume that is to be attached or detached.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Settled {
+    /// Nothing.
+    Free,
+    /// Remains of a process that is gone. They were removed; here is what they were.
+    Cleared(Record),
+    /// It is attached, and served.
+    Attached(Record),
+}
+
+/// The volumes attached on this host.
+#[derive(Clone, Debug)]
+pub struct Attachments {
+    records: Records,
+}
+
+impl Attachments {
+    /// Those whose records are in `directory`.
+    #[must_use]
+    pub fn at(directory: PathBuf) -> Self {
+        Self { records: Records::at(directory) }
+    }
+
+    /// Their records.
+    #[must_use]
+    pub fn records(&self) -> &Records {
+        &self.records
+    }
+
+    /// All of them, by name.
+    ///
+    /// # Errors
+    /// When records cannot be read.
+    pub fn list(&self) -> Result<Vec<Attachment>, RecordError> {
+        let records = self.records.all()?.into_iter();
+        Ok(records.map(|record| Attachment { served: self.records.is_served(record.volume), record }).collect())
+    }
+
+    /// The one with this volume's name or id, this device, or this directory as its mount point.
+    ///
+    /// # Errors
+    /// When records cannot be read.
+    pub fn find(&self, what: &str) -> Result<Option<Attachment>, RecordError> {
+        let path = std::path::absolute(what).ok();
+        let real = std::fs::canonicalize(what).ok();
+        let is = |found: &Path| [&path, &real].into_iter().flatten().any(|path| path == found);
+        let all = self.list()?;
+        let named = all.iter().find(|found| found.record.name == what);
+        let found = named.or_else(|| {
+            all.iter().find(|Attachment { record, .. }| {
+                what.parse() == Ok(record.volume)
+                    || record.device.as_deref().is_some_and(is)
+                    || record.mount.as_ref().is_some_and(|mount| is(&mount.directory))
+            })
+        });
+        Ok(found.cloned())
+    }
+
+    /// The right to attach or detach `volume`. Waits for another that has it.
+    ///
+    /// # Errors
+    /// When the other takes too long.
+    pub async fn lock(&self, volume: VolumeId) -> Result<Locked, NodeError> {
+        let deadline = Instant::now() + LOCKED;
+        loop {
+            if let Some(lock) = self.records.lock(volume)? {
+                return Ok(lock);
+            }
+            if Instant::now() >= deadline {
+                return Err(NodeError::Locked(volume));
+            }
+            sleep(POLL).await;
+        }
+    }
+
+    /// Finds out how things stand with `volume`, and removes what a process that is gone has left. The caller holds its
+    /// lock.
+    ///
+    /// # Errors
+    /// When records cannot be read or removed.
+    pub async fn settle(&self, volume: VolumeId) -> Result<Settled, NodeError> {
+        let Some(record) = self.records.load(volume)? else { return Ok(Settled::Free) };
+        if self.records.is_served(volume) {
+            return Ok(Settled::Attached(record));
+        }
+        host::clear(record.kind, record.device.as_deref(), &self.records.place(volume)).await;
+        self.records.remove(volume)?;
+        Ok(Settled::Cleared(record))
+    }
+
+    /// Mounts an attached volume, and writes down where. The caller holds its lock.
+    ///
+    /// # Errors
+    /// As [`filesystem::mount`].
+    pub async fn mount(&self, record: &mut Record, wanted: &filesystem::Wanted) -> Result<(), NodeError> {
+        let device = record.device.as_deref().ok_or(NodeError::Ended)?;
+        let filesystem = filesystem::mount(device, &record.name, wanted).await?;
+        record.mount = Some(MountPoint { directory: wanted.directory.clone(), filesystem });
+        Ok(self.records.save(record)?)
+    }
+
+    /// Unmounts an attached volume from everywhere. The caller holds its lock.
+    ///
+    /// # Errors
+    /// When somebody uses it.
+    pub async fn unmount(&self, record: &mut Record) -> Result<(), NodeError> {
+        if let Some(device) = &record.device {
+            filesystem::unmount(device, &record.name).await?;
+            host::free(device, &record.name).await?;
+        }
+        if record.mount.take().is_some() {
+            self.records.save(record)?;
+        }
+        Ok(())
+    }
+}
