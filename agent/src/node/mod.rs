@@ -218,6 +218,25 @@ pub enum Settled {
     Attached(Record),
 }
 
+/// The right to attach or detach one volume on this host.
+#[derive(Debug)]
+pub struct Right {
+    records: Records,
+    volume: VolumeId,
+    _lock: Locked,
+}
+
+/// Where nothing is attached in the end, nothing is left.
+impl Drop for Right {
+    fn drop(&mut self) {
+        if matches!(self.records.load(self.volume), Ok(None))
+            && let Err(error) = self.records.remove(self.volume)
+        {
+            tracing::warn!("{}", crate::process::told(&error));
+        }
+    }
+}
+
 /// The volumes attached on this host.
 #[derive(Clone, Debug)]
 pub struct Attachments {
@@ -270,11 +289,11 @@ impl Attachments {
     ///
     /// # Errors
     /// When the other takes too long.
-    pub async fn lock(&self, volume: VolumeId) -> Result<Locked, NodeError> {
+    pub async fn lock(&self, volume: VolumeId) -> Result<Right, NodeError> {
         let deadline = Instant::now() + LOCKED;
         loop {
             if let Some(lock) = self.records.lock(volume)? {
-                return Ok(lock);
+                return Ok(Right { records: self.records.clone(), volume, _lock: lock });
             }
             if Instant::now() >= deadline {
                 return Err(NodeError::Locked(volume));

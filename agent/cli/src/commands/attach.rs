@@ -324,13 +324,7 @@ async fn start_keeper(attachments: &Attachments, info: &VolumeInfo, fence: bool)
     }
     match report {
         Ok(Report::Attached) => attachments.records().load(info.id)?.ok_or_else(|| NodeError::Ended.into()),
-        Ok(Report::Failed { kind, sentence }) => {
-            // Nothing but its log is left; a record is one that has to stay.
-            if attachments.records().load(info.id)?.is_none() {
-                attachments.records().remove(info.id)?;
-            }
-            Err(Failure::failed_as(kind, sentence))
-        }
+        Ok(Report::Failed { kind, sentence }) => Err(Failure::failed_as(kind, sentence)),
         Err(_) => {
             let log = std::fs::read_to_string(&path).unwrap_or_default();
             let lines: Vec<&str> = log.lines().collect();
