@@ -21,7 +21,9 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::signal::unix::{SignalKind, signal};
 use torus_agent::metadata::{self, VolumeInfo};
 use torus_agent::node::filesystem::Wanted;
-use torus_agent::node::{self, Attachment, Attachments, Filesystem, Keeper, Kind, NodeError, Record, Role, Settled, Wish};
+use torus_agent::node::{
+    self, Attachment, Attachments, Filesystem, Keeper, Kind, NodeError, Record, Role, Settled, Wish,
+};
 use torus_agent::owner::{Control, OwnerConfig};
 use torus_agent::process::{Logging, logging};
 use torus_core::ids::VolumeId;
@@ -175,7 +177,8 @@ impl From<Attachment> for Shown {
 }
 
 impl Listed for Shown {
-    const COLUMNS: &'static [&'static str] = &["NAME", "DEVICE", "KIND", "SIZE", "MOUNTED ON", "FS", "PROCESS", "STATE"];
+    const COLUMNS: &'static [&'static str] =
+        &["NAME", "DEVICE", "KIND", "SIZE", "MOUNTED ON", "FS", "PROCESS", "STATE"];
 
     fn cells(&self, style: Style) -> Vec<String> {
         let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
@@ -212,11 +215,8 @@ async fn attach(global: &Global, args: Args, printer: Printer) -> Result<(), Fai
     let info = find(global, &args.volume).await?;
     let name = info.meta.doc.name.clone();
     let _lock = attachments.lock(info.id).await?;
-    let mut wanted = args.mount.clone().map(|directory| Wanted {
-        directory,
-        filesystem: args.fs,
-        read_only: args.read_only,
-    });
+    let mut wanted =
+        args.mount.clone().map(|directory| Wanted { directory, filesystem: args.fs, read_only: args.read_only });
     let mut cleared = None;
     let before = match attachments.settle(info.id).await? {
         Settled::Attached(record) => Some(record),
@@ -238,7 +238,8 @@ async fn attach(global: &Global, args: Args, printer: Printer) -> Result<(), Fai
     let mut record = match before {
         Some(record) => record,
         None => {
-            let (_, why) = node::choose(args.device.kind()).map_err(|error| Failure::of(FailureKind::Failed, &error))?;
+            let (_, why) =
+                node::choose(args.device.kind()).map_err(|error| Failure::of(FailureKind::Failed, &error))?;
             if args.device == Device::Auto && !why.is_empty() {
                 eprintln!("{why}");
             }
@@ -259,21 +260,27 @@ async fn attach(global: &Global, args: Args, printer: Printer) -> Result<(), Fai
         (Some(mount), _) => format!(", {} on {}", mount.filesystem, mount.directory.display()),
         (None, _) => String::new(),
     };
-    let sentence =
-        format!("volume {name:?} is {}attached: {device} ({}){place}", if already { "already " } else { "" }, record.kind);
+    let sentence = format!(
+        "volume {name:?} is {}attached: {device} ({}){place}",
+        if already { "already " } else { "" },
+        record.kind
+    );
     printer.done(&sentence, &Shown::from(Attachment { record, served: true }))
 }
 
 /// Whether the process that is gone is the one that the cluster still takes for the volume's owner.
 fn is_holder(record: &Record, info: &VolumeInfo) -> bool {
-    info.epoch.as_ref().is_some_and(|epoch| epoch.doc.epoch.0 == record.epoch && epoch.doc.holder.pid == record.keeper.pid)
+    info.epoch
+        .as_ref()
+        .is_some_and(|epoch| epoch.doc.epoch.0 == record.epoch && epoch.doc.holder.pid == record.keeper.pid)
 }
 
 /// Fails where what is attached is not what is asked for.
 fn same(record: &Record, args: &Args) -> Result<(), Failure> {
     let refuse = |what: String| {
         let text = format!("volume {:?} is attached on this host already, {what}", record.name);
-        Err(Failure::failed_as(FailureKind::Refused, text).next(format!("`torusctl detach {}` comes first.", record.name)))
+        Err(Failure::failed_as(FailureKind::Refused, text)
+            .next(format!("`torusctl detach {}` comes first.", record.name)))
     };
     if args.device.kind().is_some_and(|kind| kind != record.kind) {
         return refuse(format!("as {}", record.kind));
@@ -316,7 +323,10 @@ async fn start_keeper(attachments: &Attachments, info: &VolumeInfo, fence: bool)
     let mut child = command.spawn().map_err(|error| failed("start a process for the volume", &error))?;
     let said = child.stdout.take().expect("stdout was asked to be a pipe");
     let mut line = String::new();
-    BufReader::new(said).read_line(&mut line).await.map_err(|error| failed("hear from the volume's process", &error))?;
+    BufReader::new(said)
+        .read_line(&mut line)
+        .await
+        .map_err(|error| failed("hear from the volume's process", &error))?;
     let report = serde_json::from_str(&line);
     if !matches!(report, Ok(Report::Attached)) {
         // It has ended, or is about to.
@@ -419,7 +429,9 @@ pub async fn detach(args: DetachArgs, printer: Printer) -> Result<(), Failure> {
     let (record, sentence) = match attachments.settle(volume).await? {
         // Another has detached it while the lock was waited for.
         Settled::Free => (found.record, "detached"),
-        Settled::Cleared(record) => (record, "detached: the process that served it was gone, and its dead device was removed"),
+        Settled::Cleared(record) => {
+            (record, "detached: the process that served it was gone, and its dead device was removed")
+        }
         Settled::Attached(mut record) => {
             attachments.unmount(&mut record).await?;
             node::end(attachments.records(), &record, LET_GO).await?;
