@@ -28,8 +28,8 @@ mod unaligned;
 
 pub mod testing;
 
-pub use torus_core::format::zeros::{is_zeros, push_zeros, zeros};
 pub use read_only::ReadOnly;
+pub use torus_core::format::zeros::{is_zeros, push_zeros, zeros};
 pub use unaligned::Unaligned;
 
 use std::future::Future;

@@ -145,16 +145,7 @@ impl Filesystem for OneFile {
         self.ask(Job::Flush { reply });
     }
 
-    fn fallocate(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        _: FileHandle,
-        offset: u64,
-        len: u64,
-        mode: i32,
-        reply: ReplyEmpty,
-    ) {
+    fn fallocate(&self, _: &Request, _: INodeNo, _: FileHandle, offset: u64, len: u64, mode: i32, reply: ReplyEmpty) {
         match mode & !libc::FALLOC_FL_KEEP_SIZE {
             libc::FALLOC_FL_PUNCH_HOLE => self.ask(Job::Trim { offset, len, reply }),
             libc::FALLOC_FL_ZERO_RANGE => self.ask(Job::Zero { offset, len, no_hole: true, reply }),

@@ -23,7 +23,9 @@ const POLL: Duration = Duration::from_millis(5);
 #[derive(Debug, thiserror::Error)]
 pub enum FuseError {
     /// The kernel, or fusermount3, refused.
-    #[error("cannot mount a FUSE filesystem on {0}: is there a /dev/fuse, and are you root or is fusermount3 installed?")]
+    #[error(
+        "cannot mount a FUSE filesystem on {0}: is there a /dev/fuse, and are you root or is fusermount3 installed?"
+    )]
     Mount(PathBuf, #[source] io::Error),
     /// It cannot be unmounted: a process is in it.
     #[error("cannot unmount the FUSE filesystem {0}")]

@@ -60,7 +60,8 @@ fn what_is_written_to_the_file_is_on_the_device_and_reads_back() {
 #[test]
 fn holes_and_zeros_reach_the_device() {
     with_mounted(MemoryDevice::new(SIZE_BYTES), async |device, file| {
-        must("tr '\\0' x < /dev/zero | head -c 1048576 | dd of=\"$1\" bs=64K conv=notrunc,fsync status=none", file).await;
+        must("tr '\\0' x < /dev/zero | head -c 1048576 | dd of=\"$1\" bs=64K conv=notrunc,fsync status=none", file)
+            .await;
         must("fallocate --punch-hole --offset 4096 --length 8192 \"$1\"", file).await;
         must("fallocate --zero-range --keep-size --offset 16384 --length 4096 \"$1\"", file).await;
         let status = device.block_status(0, 6 * BLOCK_BYTES).await.unwrap();

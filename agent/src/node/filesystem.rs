@@ -109,7 +109,8 @@ impl Wanted {
     /// When it is not there, no directory, or taken.
     pub fn check(&mut self, device: Option<&Path>) -> Result<(), NodeError> {
         let given = self.directory.clone();
-        self.directory = std::fs::canonicalize(&given).map_err(|source| NodeError::NoDirectory(given.clone(), source))?;
+        self.directory =
+            std::fs::canonicalize(&given).map_err(|source| NodeError::NoDirectory(given.clone(), source))?;
         if !self.directory.is_dir() {
             return Err(NodeError::NotADirectory(given));
         }

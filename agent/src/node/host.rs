@@ -49,7 +49,9 @@ pub enum HostError {
     #[error("there is no /dev/fuse: this kernel, or this container, has no FUSE (`modprobe fuse` may help)")]
     NoFuse,
     /// The kernel has no loop devices.
-    #[error("there is no /dev/loop-control: this kernel, or this container, has no loop devices (`modprobe loop` may help)")]
+    #[error(
+        "there is no /dev/loop-control: this kernel, or this container, has no loop devices (`modprobe loop` may help)"
+    )]
     NoLoop,
 }
 

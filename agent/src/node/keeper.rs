@@ -4,10 +4,10 @@
 //! 2. The volume is let go only after its device was taken away: nothing that was written can come too late.
 //! 3. Somebody who still uses the device is never cut off by an orderly end: that fails, and the volume is served on.
 
+use super::NodeError;
 use super::filesystem;
 use super::host::{self, HostDevice, Kind, Shown};
 use super::record::{KeeperProcess, Locked, Record, RecordError, Records, Role};
-use super::NodeError;
 use crate::device::{BlockDevice, ReadOnly, Unaligned};
 use crate::metadata::VolumeInfo;
 use crate::owner::{Control, OpenVolume, OwnerConfig, OwnerStats};

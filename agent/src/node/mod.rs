@@ -123,7 +123,9 @@ pub enum NodeError {
         volume: String,
     },
     /// A filesystem that wants a person.
-    #[error("the filesystem on volume {volume:?} is damaged and was not mounted: attach it without --mount and run `e2fsck {device}`")]
+    #[error(
+        "the filesystem on volume {volume:?} is damaged and was not mounted: attach it without --mount and run `e2fsck {device}`"
+    )]
     Damaged {
         /// The volume.
         volume: String,
@@ -166,7 +168,9 @@ pub enum NodeError {
         users: String,
     },
     /// Attached by a program that has other volumes as well.
-    #[error("volume {volume:?} was attached by an agent (process {pid}), which detaches it when its pod or its user lets go of it")]
+    #[error(
+        "volume {volume:?} was attached by an agent (process {pid}), which detaches it when its pod or its user lets go of it"
+    )]
     OfAnAgent {
         /// The volume.
         volume: String,
@@ -185,7 +189,9 @@ pub enum NodeError {
         source: io::Error,
     },
     /// A process that takes its time.
-    #[error("process {pid} has not let volume {volume:?} go within {limit:?}. It is told to and goes on with it; {log} says how far it is")]
+    #[error(
+        "process {pid} has not let volume {volume:?} go within {limit:?}. It is told to and goes on with it; {log} says how far it is"
+    )]
     Slow {
         /// The volume.
         volume: String,

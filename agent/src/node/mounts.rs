@@ -57,7 +57,8 @@ pub fn users(device: &Path) -> Vec<String> {
         let opened = links(&process.join("fd")).chain(["cwd", "root", "exe"].map(|link| process.join(link)));
         let mut targets = opened.filter_map(|link| fs::read_link(link).ok());
         let holds = |target: &PathBuf| {
-            target == device || ours.iter().any(|directory| *directory != Path::new("/") && target.starts_with(directory))
+            target == device
+                || ours.iter().any(|directory| *directory != Path::new("/") && target.starts_with(directory))
         };
         let used = targets.find(holds);
         // Mounts of a namespace are told once.

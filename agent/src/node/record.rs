@@ -242,7 +242,8 @@ impl Records {
         let place = self.make_place(record.volume)?;
         let path = place.join(RECORD);
         let temporary = place.join(format!("{RECORD}.{}.tmp", std::process::id()));
-        let text = serde_json::to_vec_pretty(record).map_err(|source| RecordError::Json { path: path.clone(), source })?;
+        let text =
+            serde_json::to_vec_pretty(record).map_err(|source| RecordError::Json { path: path.clone(), source })?;
         let written = || {
             let mut file = File::create(&temporary)?;
             file.write_all(&text)?;
@@ -341,7 +342,10 @@ mod tests {
     use super::*;
 
     fn record(name: &str, volume: u64) -> Record {
-        Record { device: Some("/dev/loop7".into()), ..Record::new(VolumeId(volume), name.into(), Kind::Fuse, Role::Agent) }
+        Record {
+            device: Some("/dev/loop7".into()),
+            ..Record::new(VolumeId(volume), name.into(), Kind::Fuse, Role::Agent)
+        }
     }
 
     #[test]
