@@ -13,6 +13,7 @@ pub mod binaries;
 pub mod cluster;
 pub mod etcd;
 pub mod fio;
+pub mod guest;
 pub mod nbd;
 pub mod ports;
 pub mod process;

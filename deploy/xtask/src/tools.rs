@@ -7,6 +7,7 @@ use crate::workspace::{must_succeed, shown, works};
 use anyhow::{Result, bail};
 use std::path::Path;
 use std::process::Command;
+use torus_e2e::guest::Kernel;
 
 /// A program, how to see that it is there, and the Debian package that brings it.
 struct Tool {
@@ -23,13 +24,23 @@ const TOOLS: &[Tool] = &[
     Tool { program: "nbdfuse", args: &["--version"], package: "nbdfuse" },
     Tool { program: "/usr/bin/python3", args: &["-c", "import nbd"], package: "python3-libnbd" },
     Tool { program: "qemu-io", args: &["--version"], package: "qemu-utils" },
+    Tool { program: "qemu-system-x86_64", args: &["--version"], package: "qemu-system-x86" },
+    Tool { program: "/bin/busybox", args: &["true"], package: "busybox-static" },
+    Tool { program: "cpio", args: &["--version"], package: "cpio" },
+    Tool { program: "strip", args: &["--version"], package: "binutils" },
     Tool { program: "mkfs.xfs", args: &["-V"], package: "xfsprogs" },
     Tool { program: "mkfs.ext4", args: &["-V"], package: "e2fsprogs" },
     Tool { program: "fusermount3", args: &["--version"], package: "fuse3" },
 ];
 
-/// Makes sure that every tool is there, installing what is not.
+/// Makes sure that every tool is there, installing what is not, and the kernel that guests run.
 pub fn ensure() -> Result<()> {
+    install()?;
+    println!("guests run {}", Kernel::newest()?.image()?.display());
+    Ok(())
+}
+
+fn install() -> Result<()> {
     let missing: Vec<_> = TOOLS.iter().filter(|tool| !works(tool.program, tool.args)).collect();
     if missing.is_empty() {
         println!("all there: {}", TOOLS.iter().map(|tool| tool.package).collect::<Vec<_>>().join(" "));
