@@ -11,6 +11,9 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+/// What an ext4 leaves unused at the end of a device without that being worth a word: part of a group of blocks.
+const EXT4_GROW_BYTES_MIN: u64 = 16 << 20;
+
 /// A filesystem that Torus makes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -149,11 +152,18 @@ pub async fn mount(device: &Path, volume: &str, wanted: &Wanted) -> Result<Files
         return Ok(filesystem);
     }
     if filesystem == Filesystem::Ext4 && !wanted.read_only {
-        check_ext4(device, volume).await?;
+        check_ext4(device, volume, &wanted.directory).await?;
     }
     let options = if wanted.read_only { "ro" } else { "rw" };
     let words = ["-t", filesystem.name(), "-o", options].map(Path::new);
     tool::must(LONG, "mount", &[&words[..], &[device, &wanted.directory]].concat()).await.map_err(failed)?;
+    // The device may have grown while it was mounted nowhere. Where it has not, this changes nothing.
+    if filesystem == Filesystem::Xfs
+        && !wanted.read_only
+        && let Err(error) = grow(device, filesystem, &wanted.directory).await
+    {
+        tracing::warn!(volume, "the filesystem does not use all of its device: {}", crate::process::told(&error));
+    }
     Ok(filesystem)
 }
 
@@ -165,14 +175,30 @@ async fn make(device: &Path, filesystem: Filesystem) -> Result<(), ToolError> {
     tool::must(LONG, program, &[Path::new(quiet), device]).await.map(drop)
 }
 
-/// What can be mended without asking is mended; XFS does that by itself when it is mounted.
-async fn check_ext4(device: &Path, volume: &str) -> Result<(), NodeError> {
-    let wrap = |source| NodeError::Damaged { volume: volume.into(), device: device.into(), source };
-    let ended = tool::run(LONG, "e2fsck", &[Path::new("-p"), device]).await.map_err(wrap)?;
-    match ended.code {
-        Some(0..=3) => Ok(()),
-        _ => Err(wrap(ended.failure())),
+/// What can be mended without asking is mended; XFS does that by itself when it is mounted. An ext4 that is smaller than
+/// its device is let grow: while it is mounted, that takes a privilege (CAP_SYS_RESOURCE) which containers rarely have.
+async fn check_ext4(device: &Path, volume: &str, directory: &Path) -> Result<(), NodeError> {
+    let damaged = |source| NodeError::Damaged { volume: volume.into(), device: device.into(), source };
+    let failed = |source| NodeError::Mount { volume: volume.into(), directory: directory.into(), source };
+    let check = async |flags: &str| {
+        let ended = tool::run(LONG, "e2fsck", &[Path::new(flags), device]).await.map_err(failed)?;
+        if matches!(ended.code, Some(0..=3)) { Ok(()) } else { Err(damaged(ended.failure())) }
+    };
+    check("-p").await?;
+    let size_bytes = device_bytes(device).await.map_err(failed)?;
+    let described = tool::must(SOON, "dumpe2fs", &[Path::new("-h"), device]).await.map_err(failed)?;
+    let number = |key: &str| described.lines().find_map(|line| line.strip_prefix(key)?.trim().parse::<u64>().ok());
+    let (Some(blocks), Some(block_bytes)) = (number("Block count:"), number("Block size:")) else { return Ok(()) };
+    if size_bytes.saturating_sub(blocks * block_bytes) >= EXT4_GROW_BYTES_MIN {
+        check("-fp").await?;
+        tool::must(LONG, "resize2fs", &[device]).await.map_err(failed)?;
     }
+    Ok(())
+}
+
+async fn device_bytes(device: &Path) -> Result<u64, ToolError> {
+    let ended = tool::run(SOON, "blockdev", &[Path::new("--getsize64"), device]).await?;
+    String::from_utf8_lossy(&ended.stdout).trim().parse().map_err(|_| ended.failure())
 }
 
 /// Lets a mounted filesystem use all of a device that has grown.

@@ -1,26 +1,36 @@
 //! Devices of the kernel that lead to a volume in this process.
 
+use super::record::Record;
 use super::tool::ToolError;
 use super::{NodeError, filesystem, loopdev, mounts};
-use crate::device::{ReadOnly, Unaligned};
+use crate::device::{BlockDevice, ReadOnly, Unaligned};
 use crate::fuse::{FuseError, Mounted};
+use crate::kernel_nbd::{self, DEAD_TIME_DEFAULT, Device, KernelDevice, KernelNbdError, Shape};
+use crate::nbd::{Export, ExportError, Server};
 use crate::owner::VolumeDevice;
+use crate::process::told;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::time::Duration;
 use tokio::task::spawn_blocking;
+use torus_core::ids::VolumeId;
 
 /// What is shown: any range of a volume, and perhaps no writes.
 pub(super) type Shown = Unaligned<ReadOnly<VolumeDevice>>;
 
 /// The file in the FUSE filesystem.
 const FILE: &str = "volume";
+/// How long requests may take to be answered when a device has been taken away: there are none.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// How a volume becomes a block device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
+    /// The kernel's nbd driver. The device outlives the process that serves it, and waits for the next one.
+    Nbd,
     /// A FUSE file with a loop device on it. Its end is the end of the process that serves it.
     Fuse,
 }
@@ -28,6 +38,7 @@ pub enum Kind {
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Nbd => "kernel NBD",
             Self::Fuse => "FUSE + loop",
         })
     }
@@ -39,6 +50,12 @@ pub enum HostError {
     /// No FUSE file.
     #[error(transparent)]
     Fuse(#[from] FuseError),
+    /// No kernel NBD.
+    #[error(transparent)]
+    Nbd(#[from] KernelNbdError),
+    /// The NBD server does not take it.
+    #[error(transparent)]
+    Export(#[from] ExportError),
     /// No loop device.
     #[error("a loop device is needed")]
     Loop(#[source] ToolError),
@@ -55,59 +72,95 @@ pub enum HostError {
     NoLoop,
 }
 
-/// The kind that `wanted` comes to on this host, and why that one.
+/// The kind that `wanted` comes to on this host; for one that is second best, also why it is not the best.
 ///
 /// # Errors
 /// When the host has not what it takes.
-pub fn choose(wanted: Option<Kind>) -> Result<(Kind, &'static str), HostError> {
-    let Kind::Fuse = wanted.unwrap_or(Kind::Fuse);
-    match [("/dev/fuse", HostError::NoFuse), ("/dev/loop-control", HostError::NoLoop)]
-        .into_iter()
-        .find(|(path, _)| !Path::new(path).exists())
-    {
-        Some((_, error)) => Err(error),
-        None => Ok((Kind::Fuse, "")),
+pub fn choose(wanted: Option<Kind>) -> Result<(Kind, Option<String>), HostError> {
+    match wanted {
+        Some(Kind::Nbd) => Ok(kernel_nbd::check().map(|()| (Kind::Nbd, None))?),
+        Some(Kind::Fuse) => has_fuse().map(|()| (Kind::Fuse, None)),
+        None => match kernel_nbd::check() {
+            Ok(()) => Ok((Kind::Nbd, None)),
+            Err(why) => has_fuse().map(|()| (Kind::Fuse, Some(told(&why)))),
+        },
+    }
+}
+
+fn has_fuse() -> Result<(), HostError> {
+    match (Path::new("/dev/fuse").exists(), Path::new("/dev/loop-control").exists()) {
+        (false, _) => Err(HostError::NoFuse),
+        (true, false) => Err(HostError::NoLoop),
+        (true, true) => Ok(()),
     }
 }
 
 /// A device that is there.
 pub(super) enum HostDevice {
-    Fuse {
-        /// `None` once it is unmounted.
-        mounted: Option<Mounted>,
-        device: PathBuf,
-    },
+    Nbd(NbdDevice),
+    Fuse(FuseDevice),
+}
+
+pub(super) struct NbdDevice {
+    server: Server<Shown>,
+    export: String,
+    /// `None` once it is disconnected.
+    device: Option<KernelDevice>,
+    path: PathBuf,
+}
+
+pub(super) struct FuseDevice {
+    /// `None` once it is unmounted.
+    mounted: Option<Mounted>,
+    path: PathBuf,
+}
+
+/// What a device is to be made from.
+pub(super) struct Plan<'a> {
+    pub kind: Kind,
+    pub volume: VolumeId,
+    /// Where files may be put that it needs.
+    pub place: &'a Path,
+    /// What a process that is gone has left, and waits for the next.
+    pub orphan: Option<&'a Record>,
 }
 
 impl HostDevice {
-    /// Shows `volume` as a device of `kind`; what that needs of files is in `place`.
-    pub(super) async fn show(kind: Kind, volume: Rc<Shown>, read_only: bool, place: &Path) -> Result<Self, HostError> {
-        let Kind::Fuse = kind;
-        let directory = place.join("fuse");
-        std::fs::create_dir_all(&directory).map_err(|source| HostError::Directory(directory.clone(), source))?;
-        let mounted = Mounted::mount(volume, &directory, FILE).await?;
-        match loopdev::attach(mounted.file(), read_only).await {
-            Ok(device) => Ok(Self::Fuse { mounted: Some(mounted), device }),
-            Err(error) => {
-                // Why there is no device matters more than how its file went.
-                let _ = mounted.unmount().await;
-                Err(HostError::Loop(error))
-            }
+    /// Shows `shown` as a device.
+    pub(super) async fn show(shown: Rc<Shown>, plan: Plan<'_>) -> Result<Self, HostError> {
+        match plan.kind {
+            Kind::Nbd => NbdDevice::show(shown, plan).await.map(Self::Nbd),
+            Kind::Fuse => FuseDevice::show(shown, plan.place).await.map(Self::Fuse),
         }
     }
 
     /// Its node.
     pub(super) fn path(&self) -> &Path {
-        let Self::Fuse { device, .. } = self;
-        device
+        match self {
+            Self::Nbd(nbd) => &nbd.path,
+            Self::Fuse(fuse) => &fuse.path,
+        }
     }
 
     /// Has the kernel find out that the volume has grown.
-    pub(super) async fn grow(&self) -> Result<(), HostError> {
-        let Self::Fuse { mounted, device } = self;
-        match mounted {
-            Some(mounted) => loopdev::grow(device, mounted.file()).await.map_err(HostError::Loop),
-            None => Ok(()),
+    pub(super) async fn grow(&mut self, size_bytes: u64) -> Result<(), HostError> {
+        match self {
+            Self::Nbd(NbdDevice { device: Some(device), .. }) => Ok(device.resize(size_bytes).await?),
+            Self::Fuse(FuseDevice { mounted: Some(mounted), path }) => {
+                loopdev::grow(path, mounted.file()).await.map_err(HostError::Loop)
+            }
+            Self::Nbd(NbdDevice { device: None, .. }) | Self::Fuse(FuseDevice { mounted: None, .. }) => Ok(()),
+        }
+    }
+
+    /// Waits until somebody else has taken the device away; what they did. Cancel safe.
+    pub(super) async fn lost(&mut self) -> HostError {
+        match self {
+            Self::Nbd(NbdDevice { server, export, device: Some(device), .. }) => {
+                device.lost(server, export).await.into()
+            }
+            // A loop device that is taken away is not heard of; it is as good as an idle one.
+            Self::Nbd(NbdDevice { device: None, .. }) | Self::Fuse(_) => std::future::pending().await,
         }
     }
 
@@ -116,19 +169,99 @@ impl HostDevice {
     /// # Errors
     /// When somebody does: it is served as before.
     pub(super) async fn withdraw(&mut self, volume: &str) -> Result<(), NodeError> {
-        let Self::Fuse { mounted, device } = self;
-        free(device, volume).await?;
-        let gone = loopdev::detach(device).await.map_err(HostError::Loop);
-        if !gone.map_err(|source| NodeError::Device { volume: volume.into(), source })? {
-            return Err(busy(volume, device, "somebody whom this process cannot see"));
+        free(self.path(), volume).await?;
+        let wrap = |source| NodeError::Device { volume: volume.into(), source };
+        match self {
+            Self::Nbd(nbd) => nbd.disconnect().await.map_err(|error| wrap(error.into())),
+            Self::Fuse(FuseDevice { mounted, path }) => {
+                if !loopdev::detach(path).await.map_err(|error| wrap(HostError::Loop(error)))? {
+                    return Err(busy(volume, path, "somebody whom this process cannot see"));
+                }
+                if let Some(mounted) = mounted.take()
+                    && let Err(error) = mounted.unmount().await
+                {
+                    tracing::warn!("{}", told(&error));
+                }
+                Ok(())
+            }
         }
-        if let Some(mounted) = mounted.take()
-            && let Err(error) = mounted.unmount().await
+    }
+
+    /// Has every request fail from now on, as nothing will serve them again.
+    pub(super) async fn fail(&mut self) {
+        match self {
+            Self::Nbd(nbd) => {
+                if let Err(error) = nbd.disconnect().await {
+                    tracing::error!("{}", told(&error));
+                }
+            }
+            // It ends with this process.
+            Self::Fuse(_) => {}
+        }
+    }
+}
+
+impl NbdDevice {
+    async fn show(shown: Rc<Shown>, plan: Plan<'_>) -> Result<Self, HostError> {
+        let info = shown.info();
+        let shape = Shape {
+            size_bytes: info.size_bytes,
+            read_only: info.read_only,
+            identifier: identifier(plan.volume),
+            dead_time: DEAD_TIME_DEFAULT,
+        };
+        let (server, export) = (Server::new(), plan.volume.to_string());
+        server.add(Export { name: export.clone(), description: "Torus volume".into(), device: shown })?;
+        let device = match plan.orphan.and_then(orphan) {
+            Some(orphan) => KernelDevice::take_over(&server, &export, orphan, shape).await?,
+            None => KernelDevice::connect(&server, &export, shape).await?,
+        };
+        let path = device.device().path();
+        let mut shown = Self { server, export, device: Some(device), path };
+        if let Some(device) = &mut shown.device
+            && plan.orphan.is_some_and(|record| record.size_bytes != info.size_bytes)
         {
-            tracing::warn!("{}", crate::process::told(&error));
+            device.resize(info.size_bytes).await?;
+        }
+        Ok(shown)
+    }
+
+    async fn disconnect(&mut self) -> Result<(), KernelNbdError> {
+        if let Some(device) = self.device.take() {
+            device.disconnect().await?;
+            self.server.remove(&self.export, FAREWELL).await;
         }
         Ok(())
     }
+}
+
+impl FuseDevice {
+    async fn show(shown: Rc<Shown>, place: &Path) -> Result<Self, HostError> {
+        let directory = place.join("fuse");
+        std::fs::create_dir_all(&directory).map_err(|source| HostError::Directory(directory.clone(), source))?;
+        let read_only = shown.info().read_only;
+        let mounted = Mounted::mount(shown, &directory, FILE).await?;
+        match loopdev::attach(mounted.file(), read_only).await {
+            Ok(path) => Ok(Self { mounted: Some(mounted), path }),
+            Err(error) => {
+                // Why there is no device matters more than how its file went.
+                let _ = mounted.unmount().await;
+                Err(HostError::Loop(error))
+            }
+        }
+    }
+}
+
+/// By what the kernel knows whose a device is.
+fn identifier(volume: VolumeId) -> String {
+    format!("torus-{volume}")
+}
+
+/// The device that a process which is gone has left, if it waits for the next one.
+pub(super) fn orphan(record: &Record) -> Option<Device> {
+    let device = Device::of_path(record.device.as_deref()?).filter(|_| record.kind == Kind::Nbd)?;
+    let status = kernel_nbd::status(device).ok()??;
+    (status.connected && status.identifier == Some(identifier(record.volume))).then_some(device)
 }
 
 /// Fails, and says who, when somebody uses `device`.
@@ -145,22 +278,32 @@ fn busy(volume: &str, device: &Path, users: &str) -> NodeError {
 
 /// Removes what a process that is gone has left of its device: every request of those who still use it fails, and none
 /// of them is waited for.
-pub(super) async fn clear(kind: Kind, device: Option<&Path>, place: &Path) {
-    let Kind::Fuse = kind;
-    let directory = place.join("fuse");
+pub(super) async fn clear(record: &Record, place: &Path) {
+    if let Some(device) = orphan(record) {
+        if let Err(error) = spawn_blocking(move || kernel_nbd::disconnect(device)).await.expect("it panics nowhere") {
+            tracing::warn!("{}", told(&error));
+        }
+        filesystem::abandon(&device.path()).await;
+    }
+    if record.kind == Kind::Fuse {
+        clear_fuse(record.device.as_deref(), &place.join("fuse")).await;
+    }
+}
+
+async fn clear_fuse(device: Option<&Path>, directory: &Path) {
     let mut left = loopdev::find(&directory.join(FILE));
     // Unmounted by somebody: the loop device is known by its record alone.
-    left.extend(device.filter(|_| left.is_empty()).filter(|device| is_of(device, &directory)).map(Path::to_owned));
+    left.extend(device.filter(|_| left.is_empty()).filter(|device| is_of(device, directory)).map(Path::to_owned));
     for device in left {
         filesystem::abandon(&device).await;
         match loopdev::detach(&device).await {
             Ok(true) => {}
             Ok(false) => tracing::warn!("{} is still open somewhere; it goes when it is closed", device.display()),
-            Err(error) => tracing::warn!("{}", crate::process::told(&error)),
+            Err(error) => tracing::warn!("{}", told(&error)),
         }
     }
-    if mounts::on(&directory).is_some()
-        && let Err(error) = nix::mount::umount2(&directory, nix::mount::MntFlags::MNT_DETACH)
+    if mounts::on(directory).is_some()
+        && let Err(error) = nix::mount::umount2(directory, nix::mount::MntFlags::MNT_DETACH)
     {
         tracing::warn!("cannot unmount {}: {error}", directory.display());
     }

@@ -2,11 +2,12 @@
 //!
 //! 1. The record is on stable storage before anybody is told of the device, and goes after the device has gone.
 //! 2. The volume is let go only after its device was taken away: nothing that was written can come too late.
-//! 3. Somebody who still uses the device is never cut off by an orderly end: that fails, and the volume is served on.
+//! 3. A record that is there already is one of a device that waits: that one is taken over, and stays if that fails.
+//! 4. Somebody who still uses the device is never cut off by an orderly end: that fails, and the volume is served on.
 
 use super::NodeError;
 use super::filesystem;
-use super::host::{self, HostDevice, Kind, Shown};
+use super::host::{self, HostDevice, Kind, Plan, Shown};
 use super::record::{KeeperProcess, Locked, Record, RecordError, Records, Role};
 use crate::device::{BlockDevice, ReadOnly, Unaligned};
 use crate::metadata::VolumeInfo;
@@ -136,14 +137,15 @@ impl Kept {
     async fn begin(records: Records, control: Control, info: &VolumeInfo, wish: Wish) -> Result<Self, NodeError> {
         let name = info.meta.doc.name.clone();
         let wrap = |source| NodeError::Device { volume: name.clone(), source };
-        let (kind, _) = host::choose(wish.kind).map_err(wrap)?;
         let alive = alive(&records, info).await?;
+        let orphan = records.load(info.id)?;
+        let (kind, _) = host::choose(orphan.as_ref().map(|record| record.kind).or(wish.kind)).map_err(wrap)?;
         let mut owner = wish.owner;
         owner.holder.serves = format!("a block device ({kind})");
         let volume = match OpenVolume::open(control, info, owner).await {
             Ok(volume) => volume,
             Err(error) => {
-                forget(&records, info).await;
+                give_up(&records, info, orphan.as_ref()).await;
                 return Err(error.into());
             }
         };
@@ -153,21 +155,23 @@ impl Kept {
             epoch: epoch(&volume),
             size_bytes: device.info().size_bytes,
             keeper: KeeperProcess::here(wish.role),
+            mount: orphan.as_ref().and_then(|record| record.mount.clone()),
             ..Record::new(info.id, name.clone(), kind, wish.role)
         };
         let shown: Rc<Shown> = Rc::new(Unaligned::new(ReadOnly::when(wish.read_only, device)));
         let showing = async {
             // Known before it is there, so that a crash in between leaves nothing that nobody knows of.
-            save(&records, &record).await?;
+            save(&records, orphan.as_ref().unwrap_or(&record)).await?;
             let place = records.place(info.id);
-            HostDevice::show(kind, shown, wish.read_only, &place).await.map_err(wrap)
+            let plan = Plan { kind, volume: info.id, place: &place, orphan: orphan.as_ref() };
+            HostDevice::show(shown, plan).await.map_err(wrap)
         };
         let mut host = match showing.await {
             Ok(host) => host,
             Err(error) => {
                 // Why there is no device matters more than how the volume was let go.
                 let _ = volume.close().await;
-                forget(&records, info).await;
+                give_up(&records, info, orphan.as_ref()).await;
                 return Err(error);
             }
         };
@@ -175,7 +179,7 @@ impl Kept {
         if let Err(error) = save(&records, &record).await {
             let _ = host.withdraw(&name).await;
             let _ = volume.close().await;
-            forget(&records, info).await;
+            give_up(&records, info, orphan.as_ref()).await;
             return Err(error.into());
         }
         tracing::info!(volume = name, device = %host.path().display(), "attached");
@@ -200,15 +204,18 @@ impl Kept {
                     },
                     None => return,
                 },
-                lost = self.volume.lost() => {
-                    let why = told(&lost);
-                    self.note(|record| record.lost = Some(why.clone())).await;
-                    // Nobody listens any more if the keeper's handle is gone.
-                    let _ = losing.send(Some(why));
-                    return;
-                }
+                lost = self.volume.lost() => return self.lose(told(&lost), &losing).await,
+                lost = self.host.lost() => return self.lose(told(&lost), &losing).await,
             }
         }
+    }
+
+    /// Serves it no more, because of `why`.
+    async fn lose(&mut self, why: String, losing: &watch::Sender<Option<String>>) {
+        self.host.fail().await;
+        self.note(|record| record.lost = Some(why.clone())).await;
+        // Nobody listens any more if the keeper's handle is gone.
+        let _ = losing.send(Some(why));
     }
 
     async fn end(self) -> Result<(), NodeError> {
@@ -225,7 +232,7 @@ impl Kept {
     /// Passes the volume's new size on, to the device and to a filesystem that was mounted when it was attached.
     async fn grow(&mut self, size_bytes: u64) {
         let name = self.record.name.clone();
-        if let Err(error) = self.host.grow().await {
+        if let Err(error) = self.host.grow(size_bytes).await {
             return tracing::error!(volume = name, "the device does not grow with its volume: {}", told(&error));
         }
         self.note(|record| record.size_bytes = size_bytes).await;
@@ -233,7 +240,11 @@ impl Kept {
         if let Some(mount) = self.record.mount.clone()
             && let Err(error) = filesystem::grow(self.host.path(), mount.filesystem, &mount.directory).await
         {
-            tracing::error!(volume = name, "the filesystem does not grow with its device: {}", told(&error));
+            let error = told(&error);
+            tracing::error!(
+                volume = name,
+                "the filesystem does not grow with its device until it is mounted next: {error}"
+            );
         }
     }
 
@@ -265,8 +276,11 @@ async fn save(records: &Records, record: &Record) -> Result<(), RecordError> {
     spawn_blocking(move || records.save(&record)).await.expect("saving a record panics nowhere")
 }
 
-/// After a failure that is told.
-async fn forget(records: &Records, info: &VolumeInfo) {
+/// After a failure that is told: nothing is left but a device that waits, as it did before.
+async fn give_up(records: &Records, info: &VolumeInfo, orphan: Option<&Record>) {
+    if orphan.is_some() {
+        return;
+    }
     let (records, volume) = (records.clone(), info.id);
     let _ = spawn_blocking(move || records.remove(volume)).await;
 }

@@ -4,7 +4,7 @@
 //!   Attachments ── records, one for each volume (`/var/lib/torus/attached`)
 //!        │
 //!        ├── Keeper: owns one volume in this process and shows it as a device    … torusctl attach, agents, the demo
-//!        │      └── HostDevice: FUSE file + loop device
+//!        │      └── HostDevice: kernel NBD, or a FUSE file and a loop device
 //!        └── filesystem: made, checked, mounted, grown, unmounted, by child processes
 //! ```
 //!
@@ -220,6 +220,8 @@ pub enum Settled {
     Free,
     /// Remains of a process that is gone. They were removed; here is what they were.
     Cleared(Record),
+    /// A device of a process that is gone: its requests wait for the next [`Keeper`], which takes it over.
+    Orphaned(Record),
     /// It is attached, and served.
     Attached(Record),
 }
@@ -318,9 +320,21 @@ impl Attachments {
         if self.records.is_served(volume) {
             return Ok(Settled::Attached(record));
         }
-        host::clear(record.kind, record.device.as_deref(), &self.records.place(volume)).await;
-        self.records.remove(volume)?;
+        if host::orphan(&record).is_some() {
+            return Ok(Settled::Orphaned(record));
+        }
+        self.clear(&record).await?;
         Ok(Settled::Cleared(record))
+    }
+
+    /// Removes what a process that is gone has left of an attached volume. What was not written yet by those who use it is
+    /// lost to them. The caller holds the volume's lock.
+    ///
+    /// # Errors
+    /// When its record cannot be removed.
+    pub async fn clear(&self, record: &Record) -> Result<(), NodeError> {
+        host::clear(record, &self.records.place(record.volume)).await;
+        Ok(self.records.remove(record.volume)?)
     }
 
     /// Mounts an attached volume, and writes down where. The caller holds its lock.

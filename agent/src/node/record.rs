@@ -242,11 +242,11 @@ impl Records {
         let place = self.make_place(record.volume)?;
         let path = place.join(RECORD);
         let temporary = place.join(format!("{RECORD}.{}.tmp", std::process::id()));
-        let text =
-            serde_json::to_vec_pretty(record).map_err(|source| RecordError::Json { path: path.clone(), source })?;
+        let text = serde_json::to_string_pretty(record);
+        let text = text.map_err(|source| RecordError::Json { path: path.clone(), source })? + "\n";
         let written = || {
             let mut file = File::create(&temporary)?;
-            file.write_all(&text)?;
+            file.write_all(text.as_bytes())?;
             file.sync_all()?;
             fs::rename(&temporary, &path)?;
             File::open(&place)?.sync_all()

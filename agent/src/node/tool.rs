@@ -50,7 +50,7 @@ pub enum ToolError {
 
 fn package(program: &str) -> &'static str {
     match program {
-        "mkfs.ext4" | "e2fsck" | "resize2fs" => "e2fsprogs",
+        "mkfs.ext4" | "e2fsck" | "dumpe2fs" | "resize2fs" => "e2fsprogs",
         "mkfs.xfs" | "xfs_growfs" => "xfsprogs",
         "dd" | "stat" => "coreutils",
         "mount" | "umount" => "mount",

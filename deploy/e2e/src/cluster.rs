@@ -15,11 +15,14 @@
 use crate::binaries;
 use crate::etcd::Etcd;
 use crate::ports;
-use crate::process::Process;
+use crate::process::{Process, until};
 use crate::proxy::Proxy;
 use crate::scratch::Scratch;
 use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{self, Signal};
+use nix::unistd::Pid;
 use serde_json::Value;
+use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
@@ -214,7 +217,8 @@ impl Cluster {
     fn command(&self) -> Command {
         let mut command = Command::new(&self.programs.ctl);
         clean(&mut command);
-        command.env("TORUS_ETCD", self.etcd.url()).env("HOME", self.path()).stdin(Stdio::null());
+        command.env("TORUS_ETCD", self.etcd.url()).env("TORUS_STATE_DIR", self.path().join("attached"));
+        command.env("HOME", self.path()).stdin(Stdio::null());
         command
     }
 
@@ -241,6 +245,59 @@ impl Cluster {
     pub fn until_ready(&mut self, index: usize) -> Result<()> {
         let port = self.ports[index].http;
         self.agents[index].until("it is ready", READY, || Ok(get(port, "/readyz").is_ok()))
+    }
+}
+
+/// Devices outlive processes: what the test has attached is detached, whatever became of it.
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        let attached = self.torusctl_json(["attached"]).unwrap_or_default();
+        for volume in attached.as_array().into_iter().flatten() {
+            let name = volume["name"].as_str().unwrap_or_default();
+            if self.detach_within(name, "20").is_ok() {
+                continue;
+            }
+            // It waits for agents that are gone, or is in use: nothing of it is worth anything any more.
+            if let Err(error) = self.kill_keeper(volume).and_then(|()| self.detach_within(name, "60")) {
+                eprintln!("cannot detach {name}: {error:#}");
+            }
+        }
+    }
+}
+
+impl Cluster {
+    /// Kills (-9) the process that serves an attached volume.
+    ///
+    /// # Errors
+    /// When it is not attached, or cannot be killed.
+    pub fn kill_owner_of(&self, volume: &str) -> Result<()> {
+        let attached = self.torusctl_json(["attached"])?;
+        let found = attached.as_array().and_then(|all| all.iter().find(|one| one["name"] == volume));
+        self.kill_keeper(found.with_context(|| format!("volume {volume} is not attached"))?)
+    }
+
+    fn kill_keeper(&self, attached: &Value) -> Result<()> {
+        let pid = attached["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok()).context("no process id")?;
+        let (program, proc) = (fs::read_link(format!("/proc/{pid}/exe")), format!("/proc/{pid}"));
+        if attached["served"] != true || program.is_err() {
+            return Ok(());
+        }
+        ensure!(program.ok().as_ref() == Some(&self.programs.ctl), "process {pid} is not ours");
+        signal::kill(Pid::from_raw(pid), Signal::SIGKILL).context("cannot kill the process of a volume")?;
+        until("a killed process is gone", STOP, || {
+            let status = fs::read_to_string(format!("{proc}/status")).unwrap_or_default();
+            Ok(status.is_empty() || status.contains("State:\tZ"))
+        })
+    }
+
+    fn detach_within(&self, name: &str, seconds: &str) -> Result<()> {
+        let mut command = Command::new("timeout");
+        command.args(["--kill-after=5", seconds]).arg(&self.programs.ctl).args(["detach", "--force", name]);
+        clean(&mut command);
+        command.env("TORUS_STATE_DIR", self.path().join("attached")).stdin(Stdio::null());
+        let output = command.output().context("cannot run torusctl")?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
     }
 }
 

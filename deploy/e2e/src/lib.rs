@@ -6,7 +6,8 @@
 //! Invariants:
 //! 1. Nothing outlives its handle: dropping a [`process::Process`] kills it and collects it.
 //! 2. A wait is for a condition, has a limit, and ends at once, with the end of its log, when the process it is for dies.
-//! 3. Processes are killed by the id of a child that has not been collected yet, so never by an id that is another's.
+//! 3. Processes are killed by the id of a child that has not been collected yet, so never by an id that is another's; those
+//!    that `torusctl attach` leaves in the background, by the id in its record where the program is the one that was built.
 
 pub mod bad_disk;
 pub mod binaries;
@@ -14,6 +15,7 @@ pub mod cluster;
 pub mod etcd;
 pub mod fio;
 pub mod guest;
+pub mod load;
 pub mod nbd;
 pub mod ports;
 pub mod process;

@@ -30,6 +30,8 @@ use torus_core::ids::VolumeId;
 
 /// How long a process may take to let a volume go: what is not in a checkpoint yet is written first.
 const LET_GO: Duration = Duration::from_secs(120);
+/// What is said of what a process has left that is gone.
+const CLEARED: &str = "detached: the process that served it was gone, and its dead device was removed";
 /// Lines of a log that are shown when a process ended without a word.
 const TAIL_LINES: usize = 10;
 
@@ -89,6 +91,9 @@ pub struct ListArgs {
 pub struct DetachArgs {
     /// The volume's name or id, its device, or the directory it is mounted on.
     what: String,
+    /// Where its process is gone and its device waits for the next: give up what was not written yet.
+    #[arg(long)]
+    force: bool,
     #[command(flatten)]
     state: State,
 }
@@ -99,6 +104,8 @@ enum Device {
     /// The best there is on this host.
     #[default]
     Auto,
+    /// The kernel's nbd driver: the device outlives its process, and waits for the next.
+    Nbd,
     /// A FUSE file with a loop device on it: wherever there are containers, but gone with its process.
     Fuse,
 }
@@ -107,6 +114,7 @@ impl Device {
     fn kind(self) -> Option<Kind> {
         match self {
             Self::Auto => None,
+            Self::Nbd => Some(Kind::Nbd),
             Self::Fuse => Some(Kind::Fuse),
         }
     }
@@ -217,55 +225,62 @@ async fn attach(global: &Global, args: Args, printer: Printer) -> Result<(), Fai
     let _lock = attachments.lock(info.id).await?;
     let mut wanted =
         args.mount.clone().map(|directory| Wanted { directory, filesystem: args.fs, read_only: args.read_only });
-    let mut cleared = None;
-    let before = match attachments.settle(info.id).await? {
-        Settled::Attached(record) => Some(record),
-        Settled::Cleared(record) => {
-            let device = record.device.as_deref().unwrap_or(Path::new("its device")).display().to_string();
-            eprintln!("the process that served volume {name:?} here is gone: {device} was dead and was removed");
-            cleared = Some(record);
-            None
+    let (mut before, mut served, mut gone) = (None, false, None);
+    match attachments.settle(info.id).await? {
+        Settled::Free => {}
+        Settled::Attached(record) => (before, served) = (Some(record), true),
+        Settled::Orphaned(record) => {
+            eprintln!(
+                "the process that served volume {name:?} here is gone: {} is taken over",
+                device(&record).display()
+            );
+            before = Some(record);
         }
-        Settled::Free => None,
+        Settled::Cleared(record) => {
+            eprintln!(
+                "the process that served volume {name:?} here is gone: {} was dead and was removed",
+                device(&record).display()
+            );
+            gone = Some(record);
+        }
     };
     if let Some(record) = &before {
         same(record, &args)?;
     }
     if let Some(wanted) = &mut wanted {
-        wanted.check(before.as_ref().and_then(|record| record.device.as_deref()))?;
+        wanted.check(before.as_ref().map(device))?;
     }
-    let already = before.is_some();
+    let fresh = before.is_none();
     let mut record = match before {
-        Some(record) => record,
-        None => {
-            let (_, why) =
-                node::choose(args.device.kind()).map_err(|error| Failure::of(FailureKind::Failed, &error))?;
-            if args.device == Device::Auto && !why.is_empty() {
-                eprintln!("{why}");
+        Some(record) if served => record,
+        orphan => {
+            let kind = orphan.as_ref().map(|record| record.kind).or(args.device.kind());
+            let (kind, second_best) = node::choose(kind).map_err(|error| Failure::of(FailureKind::Failed, &error))?;
+            if let Some(why) = second_best {
+                eprintln!("{kind} is used: {why}");
             }
-            start_keeper(&attachments, &info, cleared.is_some_and(|record| is_holder(&record, &info))).await?
+            let dead = orphan.as_ref().or(gone.as_ref());
+            start_keeper(&attachments, &info, dead.is_some_and(|record| is_holder(record, &info))).await?
         }
     };
     if let Some(wanted) = &wanted
         && let Err(error) = attachments.mount(&mut record, wanted).await
     {
-        if !already {
+        if fresh {
             // Nothing is left of a command that failed; what it failed of matters more than how that went.
             let _ = node::end(attachments.records(), &record, LET_GO).await;
         }
         return Err(error.into());
     }
-    let device = record.device.as_deref().unwrap_or(Path::new("?")).display();
-    let place = match (&record.mount, already) {
-        (Some(mount), _) => format!(", {} on {}", mount.filesystem, mount.directory.display()),
-        (None, _) => String::new(),
-    };
-    let sentence = format!(
-        "volume {name:?} is {}attached: {device} ({}){place}",
-        if already { "already " } else { "" },
-        record.kind
-    );
+    let place = record.mount.as_ref().map(|mount| format!(", {} on {}", mount.filesystem, mount.directory.display()));
+    let already = if served { "already " } else { "" };
+    let (node, place) = (device(&record).display(), place.unwrap_or_default());
+    let sentence = format!("volume {name:?} is {already}attached: {node} ({}){place}", record.kind);
     printer.done(&sentence, &Shown::from(Attachment { record, served: true }))
+}
+
+fn device(record: &Record) -> &Path {
+    record.device.as_deref().unwrap_or(Path::new("its device"))
 }
 
 /// Whether the process that is gone is the one that the cluster still takes for the volume's owner.
@@ -429,8 +444,20 @@ pub async fn detach(args: DetachArgs, printer: Printer) -> Result<(), Failure> {
     let (record, sentence) = match attachments.settle(volume).await? {
         // Another has detached it while the lock was waited for.
         Settled::Free => (found.record, "detached"),
-        Settled::Cleared(record) => {
-            (record, "detached: the process that served it was gone, and its dead device was removed")
+        Settled::Cleared(record) => (record, CLEARED),
+        Settled::Orphaned(record) if args.force => {
+            attachments.clear(&record).await?;
+            (record, CLEARED)
+        }
+        Settled::Orphaned(record) => {
+            let node = device(&record).display();
+            let text =
+                format!("the process that served volume {:?} is gone, and {node} waits for the next", record.name);
+            let next = format!(
+                "`torusctl attach {0}` takes it over; `torusctl detach {0} --force` gives up what was not written yet.",
+                record.name
+            );
+            return Err(Failure::failed_as(FailureKind::Refused, text).next(next));
         }
         Settled::Attached(mut record) => {
             attachments.unmount(&mut record).await?;
