@@ -133,7 +133,7 @@ impl Wanted {
 /// When it holds anything else than what is wanted, is damaged, or the system refuses.
 pub async fn mount(device: &Path, volume: &str, wanted: &Wanted) -> Result<Filesystem, NodeError> {
     let failed = |source| NodeError::Mount { volume: volume.into(), directory: wanted.directory.clone(), source };
-    let mounted = mounts::of(device).contains(&wanted.directory);
+    let mounted = mounts::of(device);
     let filesystem = match probe(device).await.map_err(failed)? {
         Content::Named(found) => match (found.parse(), wanted.filesystem) {
             (Ok(found), None) => found,
@@ -148,10 +148,11 @@ pub async fn mount(device: &Path, volume: &str, wanted: &Wanted) -> Result<Files
             filesystem
         }
     };
-    if mounted {
+    if mounted.contains(&wanted.directory) {
         return Ok(filesystem);
     }
-    if filesystem == Filesystem::Ext4 && !wanted.read_only {
+    // Mounted somewhere else, it was checked, and must not be looked at behind the kernel's back.
+    if filesystem == Filesystem::Ext4 && !wanted.read_only && mounted.is_empty() {
         check_ext4(device, volume, &wanted.directory).await?;
     }
     let options = if wanted.read_only { "ro" } else { "rw" };

@@ -48,6 +48,8 @@ use torus_core::ids::VolumeId;
 pub const DIRECTORY: &str = "/var/lib/torus/attached";
 /// How long another may take to attach or detach a volume that we want to attach or detach.
 const LOCKED: Duration = Duration::from_secs(60);
+/// How long a process that was killed may take to let go of what it had.
+const DYING: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(20);
 
 /// Why something is not attached, mounted or detached.
@@ -317,8 +319,12 @@ impl Attachments {
     /// When records cannot be read or removed.
     pub async fn settle(&self, volume: VolumeId) -> Result<Settled, NodeError> {
         let Some(record) = self.records.load(volume)? else { return Ok(Settled::Free) };
-        if self.records.is_served(volume) {
-            return Ok(Settled::Attached(record));
+        let deadline = Instant::now() + DYING;
+        while self.records.is_served(volume) {
+            if !record.keeper.is_dying() || Instant::now() >= deadline {
+                return Ok(Settled::Attached(record));
+            }
+            sleep(POLL).await;
         }
         if host::orphan(&record).is_some() {
             return Ok(Settled::Orphaned(record));

@@ -98,12 +98,23 @@ impl KeeperProcess {
     pub fn is_this_one(&self) -> bool {
         start_ticks(self.pid) == Some(self.start_ticks)
     }
+
+    /// Whether it was killed, and only its threads have not all been told yet.
+    #[must_use]
+    pub fn is_dying(&self) -> bool {
+        self.is_this_one() && matches!(stat(self.pid, 3).as_deref(), Some("Z" | "X"))
+    }
 }
 
-/// Field 22 of `/proc/PID/stat`; the second field is a name, in parentheses, that may hold anything.
+/// Field 22 of `/proc/PID/stat`.
 fn start_ticks(pid: u32) -> Option<u64> {
+    stat(pid, 22)?.parse().ok()
+}
+
+/// A field of `/proc/PID/stat`, from the third on: the second is a name, in parentheses, that may hold anything.
+fn stat(pid: u32, field: usize) -> Option<String> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+    stat.rsplit_once(')')?.1.split_whitespace().nth(field - 3).map(str::to_owned)
 }
 
 impl Record {

@@ -278,15 +278,15 @@ impl Cluster {
 
     fn kill_keeper(&self, attached: &Value) -> Result<()> {
         let pid = attached["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok()).context("no process id")?;
-        let (program, proc) = (fs::read_link(format!("/proc/{pid}/exe")), format!("/proc/{pid}"));
+        let program = fs::read_link(format!("/proc/{pid}/exe"));
         if attached["served"] != true || program.is_err() {
             return Ok(());
         }
         ensure!(program.ok().as_ref() == Some(&self.programs.ctl), "process {pid} is not ours");
         signal::kill(Pid::from_raw(pid), Signal::SIGKILL).context("cannot kill the process of a volume")?;
         until("a killed process is gone", STOP, || {
-            let status = fs::read_to_string(format!("{proc}/status")).unwrap_or_default();
-            Ok(status.is_empty() || status.contains("State:\tZ"))
+            let now = self.torusctl_json(["attached"])?;
+            Ok(now.as_array().is_none_or(|all| all.iter().all(|one| one["pid"] != pid || one["served"] == false)))
         })
     }
 

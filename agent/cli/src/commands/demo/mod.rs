@@ -6,9 +6,10 @@
 mod client;
 mod ledger;
 mod load;
+mod mounted;
 mod world;
 
-use crate::failure::Failure;
+use crate::failure::{Failure, Kind};
 use crate::output::Printer;
 use client::Client;
 use ledger::Ledger;
@@ -59,6 +60,9 @@ pub struct Args {
     /// Leave the files there.
     #[arg(long)]
     keep: bool,
+    /// As root: also make a filesystem on a volume, mount it, and kill an agent under it.
+    #[arg(long)]
+    mount: bool,
 }
 
 /// What was seen.
@@ -74,11 +78,17 @@ struct Seen {
     healthy_after_s: f64,
     epochs: [u64; 2],
     fenced_owner_said: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mounted: Option<mounted::Seen>,
     seconds: f64,
 }
 
 /// Runs it.
 pub fn run(args: &Args, printer: Printer) -> Result<(), Failure> {
+    if args.mount && !nix::unistd::geteuid().is_root() {
+        let sentence = "mounting a filesystem takes root";
+        return Err(Failure::failed_as(Kind::Refused, sentence).next("Everything else the demo shows without --mount."));
+    }
     let base = args.dir.clone().unwrap_or_else(std::env::temp_dir);
     let failed = |error: &io::Error| Failure::because(format!("cannot make a directory in {}", base.display()), error);
     let dir = tempfile::Builder::new().prefix("torus-demo-").tempdir_in(&base).map_err(|error| failed(&error))?;
@@ -144,6 +154,14 @@ fn show(args: &Args, dir: &Path, printer: Printer) -> Result<(), Failure> {
         seen.epochs[1],
         printer.size(VOLUME_BYTES)
     ))?;
+    let mounted = match args.mount {
+        true => {
+            let (mounted, files) = mounted::show(&runtime, &mut world, dir, &say)?;
+            seen.mounted = Some(files);
+            Some(mounted)
+        }
+        false => None,
+    };
     runtime.block_on(until_healthy(&second))?;
     seen.seconds = started.elapsed().as_secs_f64();
     printer.done(&format!("healthy, {:.1} s in all", seen.seconds), &seen)?;
@@ -157,6 +175,7 @@ fn show(args: &Args, dir: &Path, printer: Printer) -> Result<(), Failure> {
             .block_on(tokio::signal::ctrl_c())
             .map_err(|error| Failure::because("cannot wait for ctrl-c", &error))?;
     }
+    mounted.map_or(Ok(()), mounted::Mounted::close)?;
     second.close()
 }
 

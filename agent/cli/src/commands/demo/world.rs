@@ -98,11 +98,15 @@ impl World {
         Ok(ring.map_or_else(String::new, |ring| format!("ring v{}, {}", ring.doc.version, ring.doc.now.kind)))
     }
 
+    /// The metadata store, as owners use it.
+    pub fn side(&self) -> Control {
+        Control { runtime: self.control.handle().clone(), store: Arc::clone(&self.store) }
+    }
+
     /// Opens `volume` and serves it at `socket`, on a thread of its own.
     pub fn own(&self, volume: &VolumeInfo, socket: &Path, fence: bool) -> Result<Owner, Failure> {
-        let control = Control { runtime: self.control.handle().clone(), store: Arc::clone(&self.store) };
         let config = OwnerConfig { force: fence, grace: GRACE, ..OwnerConfig::new() };
-        Owner::start(control, volume.clone(), config, Door::Socket(socket.into()))
+        Owner::start(self.side(), volume.clone(), config, Door::Socket(socket.into()))
     }
 }
 
