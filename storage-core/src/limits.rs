@@ -125,6 +125,8 @@ pub const FUSE_REQUEST_BYTES_MAX: u32 = 1 << 20;
 /// FUSE requests of one volume that are under way, and as many again that wait for their turn. Beyond it the kernel keeps
 /// them.
 pub const FUSE_IN_FLIGHT_REQUESTS_MAX: u16 = 64;
+/// Questions that wait for the thread of a volume that is attached.
+pub const KEEPER_QUESTIONS_MAX: usize = 4;
 
 /// Conditions, and writes, in one metadata transaction. (etcd's own default is 128.)
 pub const META_TXN_OPS_MAX: usize = 100;

@@ -20,9 +20,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{LocalSet, spawn_blocking};
 use tokio::time::sleep;
 use torus_core::block::VolumeState;
+use torus_core::limits::KEEPER_QUESTIONS_MAX;
 
-/// Questions to a keeper that may wait.
-const ASKED_MAX: usize = 4;
 /// Somebody may look whether the volume is served, and hold its lock for that moment.
 const LOCK_TRIES: usize = 10;
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
@@ -61,7 +60,7 @@ impl Keeper {
     /// When the volume cannot be opened or there can be no device. Nothing is left of it then.
     pub async fn start(records: Records, control: Control, info: VolumeInfo, wish: Wish) -> Result<Self, NodeError> {
         let (ready, is_ready) = oneshot::channel();
-        let (asks, asked) = mpsc::channel(ASKED_MAX);
+        let (asks, asked) = mpsc::channel(KEEPER_QUESTIONS_MAX);
         let (losing, lost) = watch::channel(None);
         let thread = thread::Builder::new().name("torus-volume".into()).spawn(move || {
             let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
