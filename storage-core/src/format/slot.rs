@@ -7,7 +7,7 @@
 //!   16   4  number of this slot                    16    8  extent seq
 //!   20   1  state: 0 free, 1 open, 2 sealed        24    4  i
 //!   21   1  stream: 0 log, 1 checkpoint            28    4  sealed length, blocks
-//!   22   1  flags: 1 partial                       32    8  digest of the extent
+//!   22   1  flags: 1 partial, 2 twin               32    8  digest of the extent
 //!   24   8  generation                             40    8  zero
 //!   32   8  volume id                              48 3904  sum of each block, 4 bytes each (beyond the end: 0)
 //!   40   8  extent seq                           3952  122  bit n: block n is a frame's header
@@ -22,6 +22,10 @@
 //! A header of generation *g* is written where *g* is even or odd, over the one of *g* − 2, and lies within one sector:
 //! a crash leaves the old one or the new one. Two sound headers are therefore always one generation apart, and what
 //! cannot be read, or is further apart, has rotted or gone astray; see [`resolve`].
+//!
+//! The first header of a copy is written to both places in one commit, the second of the two as its *twin*: a disk that
+//! loses one of these writes does not make the agent forget the copy, and answer that it never held it. A twin is
+//! believed whatever is left of the one before it, which said the same.
 //!
 //! A header that carries another disk id is left over from before the disk was formatted, and counts as none. So
 //! formatting need not visit the slots.
@@ -80,6 +84,8 @@ pub enum SlotState {
 pub struct SlotHeader {
     /// Which of a slot's two headers is the newer. The first ever written is 1.
     pub generation: u64,
+    /// Written along with the header of the generation before, which says the same.
+    pub twin: bool,
     /// What the slot holds.
     pub state: SlotState,
 }
@@ -126,7 +132,7 @@ impl SlotHeader {
                 Stream::Log => 0,
                 Stream::Checkpoint => 1,
             };
-            out[22] = u8::from(copy.partial);
+            out[22] = u8::from(copy.partial) | u8::from(self.twin) << 1;
             put(&mut out, 32, &copy.extent.volume.0.to_le_bytes());
             put(&mut out, 40, &copy.extent.seq.0.to_le_bytes());
             put(&mut out, 48, &copy.epoch.0.to_le_bytes());
@@ -165,11 +171,13 @@ impl SlotHeader {
             2 => SlotState::Sealed(copy, get_u32(sector, 64), Digest(get_u64(sector, 72))),
             _ => return HeaderRead::Damaged,
         };
-        HeaderRead::Sound(SlotHeader { generation, state })
+        HeaderRead::Sound(SlotHeader { generation, twin: sector[22] & 2 != 0, state })
     }
 }
 
 /// The header that holds, given what lies in a slot's two places; `None` when that cannot be told.
+///
+/// A twin needs no other header beside it: one that was written after it would lie in the other place.
 ///
 /// A sealed copy survives the loss of the other header: that one was the copy's open past, or at worst says that it
 /// was deleted, and sealed content that comes back is garbage to collect and not a lie. An open or a free slot does
@@ -178,14 +186,14 @@ impl SlotHeader {
 pub fn resolve(even: HeaderRead, odd: HeaderRead) -> Option<SlotHeader> {
     use HeaderRead::{Blank, Damaged, Sound};
     match (even, odd) {
-        (Blank, Blank) => Some(SlotHeader { generation: 0, state: SlotState::Free }),
+        (Blank, Blank) => Some(SlotHeader { generation: 0, twin: false, state: SlotState::Free }),
         (Sound(a), Sound(b)) => {
             let (old, new) = if a.generation < b.generation { (a, b) } else { (b, a) };
-            (new.generation - old.generation == 1).then_some(new)
+            (new.twin || new.generation - old.generation == 1).then_some(new)
         }
-        (Blank, Sound(only)) => (only.generation == 1).then_some(only),
+        (Blank, Sound(only)) | (Sound(only), Blank) => (only.twin || only.generation == 1).then_some(only),
         (Damaged, Sound(left)) | (Sound(left), Damaged) => matches!(left.state, SlotState::Sealed(..)).then_some(left),
-        (Sound(_), Blank) | (Blank | Damaged, Damaged) | (Damaged, Blank) => None,
+        (Blank | Damaged, Damaged) | (Damaged, Blank) => None,
     }
 }
 
@@ -293,13 +301,17 @@ mod tests {
     }
 
     fn header(generation: u64, state: SlotState) -> HeaderRead {
-        HeaderRead::Sound(SlotHeader { generation, state })
+        HeaderRead::Sound(SlotHeader { generation, twin: false, state })
+    }
+
+    fn twin(generation: u64) -> HeaderRead {
+        HeaderRead::Sound(SlotHeader { generation, twin: true, state: SlotState::Open(copy()) })
     }
 
     #[test]
     fn a_header_reads_back_only_in_its_place_and_flipped_bits_are_noticed() {
         for state in [SlotState::Free, SlotState::Open(copy()), SlotState::Sealed(copy(), 77, Digest(5))] {
-            let block = SlotHeader { generation: 6, state }.encode(DISK, 3);
+            let block = SlotHeader { generation: 6, twin: false, state }.encode(DISK, 3);
             assert_eq!(SlotHeader::decode(&block, DISK, 3, 0), header(6, state));
             assert_eq!(SlotHeader::decode(&block, DISK, 3, 1), HeaderRead::Damaged);
             assert_eq!(SlotHeader::decode(&block, DISK, 4, 0), HeaderRead::Damaged);
@@ -311,6 +323,23 @@ mod tests {
             }
         }
         assert_eq!(SlotHeader::decode(&[0; BLOCK_SIZE], DISK, 3, 0), HeaderRead::Blank);
+        let HeaderRead::Sound(written) = twin(4) else { unreachable!("a twin is sound") };
+        assert_eq!(SlotHeader::decode(&written.encode(DISK, 3), DISK, 3, 0), twin(4));
+    }
+
+    #[test]
+    fn either_of_two_headers_written_together_is_enough() {
+        use HeaderRead::{Blank, Damaged};
+        let open = SlotState::Open(copy());
+        let state = |even, odd| resolve(even, odd).map(|h| (h.generation, h.state));
+        assert_eq!(state(twin(2), header(1, open)), Some((2, open)));
+        assert_eq!(state(twin(2), Blank), Some((2, open)));
+        assert_eq!(state(Blank, header(1, open)), Some((1, open)));
+        assert_eq!(state(twin(6), header(3, SlotState::Free)), Some((6, open)));
+        assert_eq!(state(header(4, SlotState::Free), header(5, open)), Some((5, open)));
+        assert_eq!(state(twin(6), header(7, SlotState::Free)), Some((7, SlotState::Free)));
+        // What is damaged may have been the copy's end.
+        assert_eq!(state(twin(2), Damaged), None);
     }
 
     #[test]

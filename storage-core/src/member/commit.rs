@@ -90,8 +90,8 @@ pub(super) struct Batch {
     pub frames: Vec<FrameWrite>,
     /// Footers, each from its first block on.
     pub footers: Vec<(u32, Vec<Bytes>)>,
-    /// The last word on each slot: two headers of a slot never go into one commit, or a crash could keep the second
-    /// and lose the first.
+    /// The last word on each slot: two headers of a slot that differ never go into one commit, or a crash could keep the
+    /// second and lose the first.
     pub headers: BTreeMap<u32, SlotState>,
     /// Blocks of the fence table.
     pub fence_blocks: BTreeSet<usize>,

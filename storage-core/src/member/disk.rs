@@ -216,9 +216,12 @@ impl DiskCore {
         }
         for (number, state) in &batch.headers {
             let slot = &mut self.slots[*number as usize];
-            slot.generation += 1;
-            let header = SlotHeader { generation: slot.generation, state: *state };
-            write(self.geometry.header_at(*number, slot.generation), header.encode(self.ids.disk, *number));
+            let twins: &[bool] = if matches!(state, SlotState::Open(_)) { &[false, true] } else { &[false] };
+            for &twin in twins {
+                slot.generation += 1;
+                let header = SlotHeader { generation: slot.generation, twin, state: *state };
+                write(self.geometry.header_at(*number, slot.generation), header.encode(self.ids.disk, *number));
+            }
         }
         for (slot, blocks) in &mut batch.footers {
             let pieces = std::mem::take(blocks).into();

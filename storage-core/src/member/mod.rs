@@ -26,7 +26,8 @@
 //! # Why this way
 //! There is no journal. A frame carries everything needed to find it again, so it is written once, to its place; the
 //! slot's header goes along with the first frame in the same commit, in either order, because a header without frames
-//! is an empty copy and frames without a header are a free slot. Slots, not files: no directory, no allocation map and
+//! is an empty copy and frames without a header are a free slot. It goes to both of its places: a disk that loses one
+//! write must not make the agent swear that it never held the extent. Slots, not files: no directory, no allocation map and
 //! no metadata of a filesystem has to be durable beside the data.
 //!
 //! Frames of an earlier life: when an extent was deleted here and is filled again into the same slot, frames of its

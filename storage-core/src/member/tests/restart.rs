@@ -255,10 +255,22 @@ fn a_lost_slot_header_makes_nothing_never_and_its_slot_is_not_used_again() {
 }
 
 #[test]
+fn a_disk_that_loses_one_write_of_a_header_does_not_forget_the_copy() {
+    for generation in [1, 2] {
+        let (world, x) = with_frames(&[1]);
+        let header = world.member.disks()[0].geometry.header_at(0, generation);
+        let mut platters = world.lose_power(&mut || false);
+        platters[0].blocks.remove(&header).expect("the header goes to both of its places");
+        let mut world = World::over(platters, Instant(0));
+        assert_eq!(world.copy(x, 2), open(2, 0, false), "without generation {generation}");
+    }
+}
+
+#[test]
 fn a_sealed_copy_survives_the_loss_of_its_older_header() {
     let (mut world, x) = with_frames(&[1]);
     let sealed = world.call(seal(x, 1, 2));
-    let header = world.member.disks()[0].geometry.header_at(0, 1);
+    let header = world.member.disks()[0].geometry.header_at(0, 2);
     let mut platters = world.lose_power(&mut || false);
     platters[0].flip(header, 33);
     let mut world = World::over(platters, Instant(0));
@@ -363,7 +375,7 @@ fn two_slots_that_claim_one_extent_are_not_both_believed() {
         crate::member::disk::Content::Open(copy) => crate::format::slot::SlotState::Open(copy.name),
         other => panic!("{other:?}"),
     };
-    let forged = SlotHeader { generation: 1, state }.encode(ids(0).disk, 5);
+    let forged = SlotHeader { generation: 1, twin: false, state }.encode(ids(0).disk, 5);
     *world.disks[0].platter.block(place) = forged.to_vec();
     let mut world = world.crash(&mut || false);
     assert_eq!(world.copy(x, 1), open(5, 0, false));

@@ -83,7 +83,7 @@ fn what_arrives_during_a_commit_shares_the_next_and_runs_are_one_write() {
     }
     world.finish_commit(0);
     let (_, writes) = world.disks[0].commit.as_ref().unwrap();
-    assert_eq!(writes.len(), 3, "the header of y, one run of frames each");
+    assert_eq!(writes.len(), 4, "the header of y in both places, one run of frames each");
     world.settle();
     assert!(
         world.answers.values().all(|a| matches!(a.last(), Some(Response::Appended { .. } | Response::Created { .. })))
@@ -347,7 +347,7 @@ fn a_seal_is_answered_after_footer_and_header_one_after_the_other() {
     let at = |world: &World| world.disks[0].commit.as_ref().unwrap().1[0].offset;
     let core = &world.member.disks()[0];
     assert_eq!(at(&world), core.geometry.footer_at(0, 0));
-    let header = core.geometry.header_at(0, 2);
+    let header = core.geometry.header_at(0, 3);
     world.finish_commit(0);
     assert_eq!((world.answer(req), at(&world)), (None, header));
     world.finish_commit(0);
