@@ -38,6 +38,9 @@ pub const OPEN_EXTENTS_DEFAULT: usize = 4;
 /// Volumes whose fence one disk can remember.
 pub const FENCED_VOLUMES_MAX: usize = 16_384;
 
+/// Volumes of which an agent remembers the newest epoch, fenced or not.
+pub const GATE_VOLUMES_MAX: usize = 4 * FENCED_VOLUMES_MAX;
+
 /// Fewest slots a disk is used with.
 pub const SLOTS_MIN: u32 = 4;
 /// Slots of a disk that only [`Class::Reserve`](crate::peer::Class) may take: this many, or this share if it is more,

@@ -42,13 +42,16 @@ pub enum Request {
     /// The headers of the frames from block `from` on, up to some 1 MiB of them. → [`Response::Frames`].
     Frames { extent: ExtentId, epoch: Epoch, from: Blocks },
     /// Add `bytes`, whole raw frames that another member holds at `offset`, to a copy that takes no appends: in
-    /// recovery and repair. A copy that does not exist yet is begun by `offset` 0. → [`Response::Appended`].
-    Fill { extent: ExtentId, epoch: Epoch, stream: Stream, offset: Blocks, bytes: Pieces },
+    /// recovery and repair. A copy that does not exist yet is begun by `offset` 0, as the owner's copy number `copy`.
+    /// → [`Response::Appended`].
+    Fill { extent: ExtentId, epoch: Epoch, stream: Stream, copy: u64, offset: Blocks, bytes: Pieces },
     /// Cut the copy at `length` and close it for ever. A copy that is shorter refuses. → [`Response::Sealed`].
     Seal { extent: ExtentId, epoch: Epoch, length: Blocks },
-    /// Give the slot back. Only an owner that has CASed a HEAD which lists the extent as dead may ask, or whoever removes a
-    /// volume that is marked as being deleted. → [`Response::Deleted`].
-    Delete { extent: ExtentId, epoch: Epoch },
+    /// Give the slot back, if what it holds was not begun by a fill of a number above `copy`: a deletion that comes late does
+    /// not hit the copy that the same owner has made since. Asked for extents that a committed HEAD lists as dead, that are
+    /// sealed and empty, for copies that are no longer of the ensemble, and for a volume that is marked as being deleted.
+    /// → [`Response::Deleted`].
+    Delete { extent: ExtentId, epoch: Epoch, copy: u64 },
     /// Renew the read lease of `epoch` on `volume`. → [`Response::Leased`].
     Lease { volume: VolumeId, epoch: Epoch },
     /// Name the extents of `volume` of which there are copies, from `from` on, in order. → [`Response::Listed`].
@@ -150,6 +153,9 @@ pub enum Rejection {
     /// No slot for this class.
     #[error("no space: {free:?} of slots are free")]
     NoSpace { free: FreeSpace },
+    /// The copy was begun after the deletion was asked for.
+    #[error("the copy is number {copy}, newer than the deletion")]
+    NewerCopy { copy: u64 },
     /// The disk that holds, or would hold, the copy has failed.
     #[error("the disk has failed: {0}")]
     DiskFailed(String),

@@ -56,6 +56,9 @@ pub struct Gc {
 }
 
 /// How much room there is, as the collector sees it.
+///
+/// Blocks are not all that counts: an extent takes a slot however early it ended, and one that lost a member may end after
+/// a few blocks. In a tight pool extents are therefore also merged, as long as that surely gains a slot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Pressure {
     /// Sealed blocks of the volume, needed or not.
@@ -64,6 +67,8 @@ pub struct Pressure {
     pub live: u64,
     /// The pool has little room left.
     pub tight: bool,
+    /// Some extents hold so little that moving it together gives back a slot.
+    pub scattered: bool,
 }
 
 impl Pressure {
@@ -77,14 +82,23 @@ impl Pressure {
     #[must_use]
     pub fn of(log: &Log) -> Pressure {
         let (mut used, mut live) = (0, 0);
+        let mut each = Vec::new();
         for (_, entry) in log.table.iter() {
             if let Some(seal) = entry.seal().filter(|_| entry.stream == Stream::Log && !entry.is_garbage()) {
                 used += u64::from(seal.length);
                 live += u64::from(entry.live);
+                each.push(entry.live);
             }
         }
         let space = log.space();
-        Pressure { used, live, tight: space.free * 4 < space.total }
+        let tight = space.free * 4 < space.total;
+        Pressure { used, live, tight, scattered: tight && is_scattered(each, log.config.capacity) }
+    }
+
+    /// Whether anything could be given back at all.
+    #[must_use]
+    pub fn hope(&self, capacity: Blocks) -> bool {
+        self.scattered || self.garbage() > 2 * u64::from(capacity)
     }
 
     /// Whether extents should be emptied: at once when the pool is tight, otherwise when a third is garbage.
@@ -92,10 +106,21 @@ impl Pressure {
     pub fn collect(&self, capacity: Blocks) -> bool {
         let slack = u64::from(capacity);
         match self.tight {
-            true => self.garbage() > slack + self.live / 16,
+            true => self.scattered || self.garbage() > slack + self.live / 16,
             false => self.garbage() > 8 * slack + self.live / 2,
         }
     }
+}
+
+/// Whether the emptiest of these extents fit together into fewer, even if each block needs a header of its own. So merging
+/// always gains, and comes to an end.
+fn is_scattered(mut live: Vec<Blocks>, capacity: Blocks) -> bool {
+    live.sort_unstable();
+    let mut sum = 0;
+    live.iter().enumerate().any(|(others, live)| {
+        sum += 2 * u64::from(*live);
+        others > 0 && sum <= others as u64 * u64::from(capacity)
+    })
 }
 
 impl Gc {
@@ -117,10 +142,20 @@ impl Gc {
         self.victim.as_ref().filter(|v| !v.asking && v.retry > Instant::default()).map(|v| v.retry)
     }
 
-    /// Goes on with a victim, or finds one if `wanted`.
-    pub fn turn(&mut self, now: Instant, wanted: bool, map: &Map, log: &mut Log, asks: &mut Asks, out: &mut Effects) {
-        if self.victim.is_none() && wanted {
-            self.victim = self.choose(log);
+    /// Goes on with a victim, or finds one if `pressure` is such.
+    pub fn turn(
+        &mut self,
+        now: Instant,
+        pressure: Option<Pressure>,
+        map: &Map,
+        log: &mut Log,
+        asks: &mut Asks,
+        out: &mut Effects,
+    ) {
+        if self.victim.is_none()
+            && let Some(pressure) = pressure.filter(|pressure| pressure.collect(log.config.capacity))
+        {
+            self.victim = self.choose(log, pressure.scattered);
         }
         log.want_cold(self.is_busy());
         let Some(victim) = &mut self.victim else { return };
@@ -165,15 +200,17 @@ impl Gc {
         }
     }
 
-    /// The sealed extent of which the least is needed, if emptying it gains anything.
-    fn choose(&mut self, log: &Log) -> Option<Victim> {
+    /// The sealed extent of which the least is needed, if emptying it gains anything. With `merge`, one that is merely short
+    /// will do.
+    fn choose(&mut self, log: &Log, merge: bool) -> Option<Victim> {
+        let half = log.config.capacity / 2;
         let candidate = |skip: &BTreeSet<ExtentSeq>| {
             log.table
                 .iter()
                 .filter(|(_, e)| e.stream == Stream::Log && !e.is_garbage() && !e.dead && !skip.contains(&e.seq))
                 .filter_map(|(index, e)| e.seal().map(|seal| (index, e.seq, e.live, seal.length)))
-                .filter(|(_, _, live, length)| *live < length - length / 16)
-                .min_by_key(|(_, _, live, length)| u64::from(*live) * 1024 / u64::from(*length).max(1))
+                .filter(|(_, _, live, length)| *live < length - length / 16 || merge && *live <= half)
+                .min_by_key(|(_, _, live, _)| *live)
         };
         let (index, seq, _, length) = match candidate(&self.skip) {
             Some(found) => found,
@@ -247,7 +284,9 @@ impl Gc {
                 victim.tried += 1;
                 victim.retry = now + RETRY_PAUSE;
                 if victim.tried < 8 {
-                    victim.live.extend(batch.into_iter().rev());
+                    // Batches fail in any order, and the next one is cut from the end.
+                    victim.live.extend(batch);
+                    victim.live.sort_unstable_by_key(|live| std::cmp::Reverse(live.block));
                 }
             }
         }

@@ -426,9 +426,9 @@ impl Serving {
             self.survey = Survey { due: now + SURVEY_PAUSE, pressure, undeclared, thin };
             self.surveyed = self.logged;
         }
-        let wanted = !self.closing && self.survey.pressure.collect(self.log.config.capacity);
+        let pressure = (!self.closing).then_some(self.survey.pressure);
         let Serving { log, map, asks, gc, .. } = self;
-        gc.turn(now, wanted, map, log, asks, out);
+        gc.turn(now, pressure, map, log, asks, out);
     }
 
     /// Writes that find no room, and for which none can be made, are refused: before they are acknowledged, with the reason.
@@ -437,7 +437,7 @@ impl Serving {
             self.full_since = None;
             return;
         }
-        let hope = self.survey.pressure.garbage() > 2 * u64::from(self.log.config.capacity)
+        let hope = self.survey.pressure.hope(self.log.config.capacity)
             || self.survey.undeclared > 0
             || self.log.is_deleting()
             || self.checkpoint.is_some();

@@ -261,6 +261,7 @@ impl Log {
             entry.key = Some(at);
             let members = entry.members.clone();
             if seal.length == 0 {
+                self.empty.insert(seq, now);
                 continue;
             }
             // The answers confirm the copies; what is not confirmed by then is for `repair`.

@@ -216,15 +216,15 @@ pub struct Log {
     retries: Vec<(Instant, LogTxn, Txn)>,
     unsynced: BTreeMap<ExtentSeq, Instant>,
     jobs: BTreeMap<u64, repair::Job>,
+    /// Numbers the copies that this owner makes. A deletion names the newest, so that it hits none made later.
     jobs_drawn: u64,
     scan_after: Instant,
     probe_after: Instant,
     dead: BTreeMap<ExtentSeq, Instant>,
+    /// Extents that ended empty, whose slots are to be given back.
+    empty: BTreeMap<ExtentSeq, Instant>,
     extra: BTreeMap<ExtentSeq, Instant>,
     damaged: BTreeSet<(ExtentSeq, AgentId)>,
-    /// Deletions sent and not answered. One that is given up on stays here: it may yet arrive, so this owner never makes a
-    /// new copy where it would hit.
-    deletes: BTreeMap<(ExtentSeq, AgentId), u32>,
     leasing: BTreeSet<AgentId>,
     fenced: Option<Epoch>,
     closing: bool,
@@ -242,11 +242,10 @@ impl Log {
         epoch_doc: Vec<u8>,
         next_call: u64,
     ) -> Log {
-        let unsynced = table
-            .iter()
-            .filter(|(_, e)| e.seal().is_some() && e.members.iter().any(|m| !m.synced))
-            .map(|(_, e)| (e.seq, Instant::default()))
-            .collect();
+        let unsynced = table.iter().filter(|(_, e)| e.seal().is_some() && e.members.iter().any(|m| !m.synced));
+        let (empty, unsynced): (Vec<_>, Vec<_>) = unsynced.partition(|(_, e)| e.is_empty());
+        let due = |entries: Vec<(_, &table::Entry)>| entries.iter().map(|(_, e)| (e.seq, Instant::default())).collect();
+        let (empty, unsynced) = (due(empty), due(unsynced));
         // HEAD, which no older owner can change any more, lists them.
         let dead = table.iter().filter(|(_, e)| e.dead).map(|(_, e)| (e.seq, Instant::default())).collect();
         let extra =
@@ -272,9 +271,9 @@ impl Log {
             scan_after: Instant::default(),
             probe_after: Instant::default(),
             dead,
+            empty,
             extra,
             damaged: BTreeSet::new(),
-            deletes: BTreeMap::new(),
             leasing: BTreeSet::new(),
             fenced: None,
             closing: false,
@@ -320,10 +319,15 @@ impl Log {
         self.closing
     }
 
-    /// Copies of dead extents are still to be deleted.
+    /// Copies that nobody needs are still to be deleted, on agents that can be reached.
     #[must_use]
     pub fn is_deleting(&self) -> bool {
-        !self.dead.is_empty()
+        let held = |seq| {
+            let entry = self.table.get(seq).into_iter();
+            entry.flat_map(|e| e.members.iter().filter(|m| e.dead || !m.synced))
+        };
+        let mut going = self.dead.keys().chain(self.empty.keys());
+        going.any(|&seq| held(seq).any(|m| self.peers.usable(m.agent)))
     }
 
     /// A transaction is under way, or waits to be tried again.
@@ -352,7 +356,8 @@ impl Log {
     pub fn on_peer_up(&mut self, now: Instant, agent: AgentId) {
         self.peers.heard(now, agent);
         self.register_after = Pauses::default();
-        for at in self.unsynced.values_mut().chain(self.dead.values_mut()).chain(self.extra.values_mut()) {
+        let Log { unsynced, dead, empty, extra, .. } = self;
+        for at in [unsynced, dead, empty, extra].into_iter().flat_map(BTreeMap::values_mut) {
             *at = now;
         }
     }
@@ -569,7 +574,7 @@ impl Log {
         let repair =
             if self.jobs.len() < crate::limits::REPAIRS_MAX { self.unsynced.values().copied().min() } else { None };
         let scan = self.peers.iter().any(|(_, p)| p.away_since.is_some()).then_some(self.scan_after);
-        let dead = self.dead.values().chain(self.extra.values()).copied().min();
+        let dead = self.dead.values().chain(self.empty.values()).chain(self.extra.values()).copied().min();
         let probe = self.peers.iter().any(|(_, p)| p.up && p.suspect).then_some(self.probe_after);
         [waiting, retry, repair, scan, probe, dead].into_iter().flatten().min()
     }

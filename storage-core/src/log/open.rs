@@ -131,6 +131,16 @@ impl OpenExtent {
         gone
     }
 
+    /// Ends it as if nothing had ever been written to it.
+    pub fn void(&mut self) {
+        if self.phase == Phase::Sealing {
+            return;
+        }
+        self.phase = Phase::Closing;
+        self.frames.clear();
+        (self.length, self.last) = (0, Vseq(0));
+    }
+
     /// Everything that is in it is acknowledged, and no more will come.
     #[must_use]
     pub fn is_drained(&self) -> bool {

@@ -43,13 +43,18 @@ pub struct Peer {
 
 /// All agents.
 #[derive(Default, Debug)]
-pub struct Peers(BTreeMap<AgentId, Peer>);
+pub struct Peers {
+    agents: BTreeMap<AgentId, Peer>,
+    /// The cluster has said who there is.
+    told: bool,
+}
 
 impl Peers {
     /// Takes over the cluster's view.
     pub fn update(&mut self, now: Instant, views: &[AgentView]) {
+        self.told = true;
         for view in views {
-            let peer = self.0.entry(view.id).or_insert_with(|| Peer {
+            let peer = self.agents.entry(view.id).or_insert_with(|| Peer {
                 name: view.name.clone(),
                 up: false,
                 suspect: false,
@@ -63,7 +68,7 @@ impl Peers {
             peer.room(view.space);
             peer.note(now);
         }
-        for (id, peer) in &mut self.0 {
+        for (id, peer) in &mut self.agents {
             if !views.iter().any(|v| v.id == *id) {
                 peer.up = false;
                 peer.note(now);
@@ -74,24 +79,25 @@ impl Peers {
     /// One agent.
     #[must_use]
     pub fn get(&self, id: AgentId) -> Option<&Peer> {
-        self.0.get(&id)
+        self.agents.get(&id)
     }
 
     /// All agents.
     pub fn iter(&self) -> impl Iterator<Item = (AgentId, &Peer)> {
-        self.0.iter().map(|(&id, p)| (id, p))
+        self.agents.iter().map(|(&id, p)| (id, p))
     }
 
     /// The name of an agent for a message.
     #[must_use]
     pub fn name(&self, id: AgentId) -> String {
-        self.0.get(&id).map_or_else(|| format!("agent {id}"), |p| format!("{} ({id})", p.name))
+        self.agents.get(&id).map_or_else(|| format!("agent {id}"), |p| format!("{} ({id})", p.name))
     }
 
-    /// Worth sending to: up, as far as anyone knows. An agent that the cluster has not spoken of yet is.
+    /// Worth sending to: up, as far as anyone knows. Until the cluster has said who there is, all are; then one that it does
+    /// not know is gone for good.
     #[must_use]
     pub fn usable(&self, id: AgentId) -> bool {
-        self.0.get(&id).is_none_or(|p| p.up && !p.suspect)
+        self.agents.get(&id).map_or(!self.told, |p| p.up && !p.suspect)
     }
 
     /// May be given a new extent of this class, and has more than `spare` slots.
@@ -101,12 +107,12 @@ impl Peers {
             Class::Data => p.full_at.is_none(),
             Class::Reserve => p.full_at != Some(0),
         };
-        self.0.get(&id).is_some_and(|p| p.up && !p.suspect && room(p) && (spare == 0 || p.space.free > spare))
+        self.agents.get(&id).is_some_and(|p| p.up && !p.suspect && room(p) && (spare == 0 || p.space.free > spare))
     }
 
     /// A request to it went unanswered. Its leases stand: it gave its word.
     pub fn suspect(&mut self, now: Instant, id: AgentId) {
-        if let Some(peer) = self.0.get_mut(&id) {
+        if let Some(peer) = self.agents.get_mut(&id) {
             peer.suspect = true;
             peer.note(now);
         }
@@ -114,7 +120,7 @@ impl Peers {
 
     /// It has answered, or a connection to it stands again.
     pub fn heard(&mut self, now: Instant, id: AgentId) {
-        if let Some(peer) = self.0.get_mut(&id)
+        if let Some(peer) = self.agents.get_mut(&id)
             && peer.suspect
         {
             peer.suspect = false;
@@ -124,14 +130,14 @@ impl Peers {
 
     /// It told its space.
     pub fn space(&mut self, id: AgentId, space: FreeSpace) {
-        if let Some(peer) = self.0.get_mut(&id) {
+        if let Some(peer) = self.agents.get_mut(&id) {
             peer.room(space);
         }
     }
 
     /// It had no slot.
     pub fn full(&mut self, id: AgentId, space: FreeSpace) {
-        if let Some(peer) = self.0.get_mut(&id) {
+        if let Some(peer) = self.agents.get_mut(&id) {
             peer.space = space;
             peer.full_at = Some(space.free);
         }
@@ -139,7 +145,7 @@ impl Peers {
 
     /// It granted a lease in answer to a request sent at `sent`.
     pub fn leased(&mut self, id: AgentId, sent: Instant) {
-        if let Some(peer) = self.0.get_mut(&id) {
+        if let Some(peer) = self.agents.get_mut(&id) {
             let until = sent + (READ_LEASE - READ_LEASE_MARGIN);
             peer.lease = peer.lease.max(Some(until));
         }
@@ -148,7 +154,7 @@ impl Peers {
     /// Until when its lease stands.
     #[must_use]
     pub fn lease(&self, id: AgentId) -> Instant {
-        self.0.get(&id).and_then(|p| p.lease).unwrap_or_default()
+        self.agents.get(&id).and_then(|p| p.lease).unwrap_or_default()
     }
 }
 

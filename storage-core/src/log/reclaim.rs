@@ -4,6 +4,9 @@
 //! checkpoint in force may still refer to it, and a new owner would read it. It is *dead* once a HEAD that lists it as such
 //! was committed at this epoch. Only then are its copies deleted, and only when every agent that holds, or may hold, one
 //! has confirmed does the extent leave the table. An error or no answer keeps it there (P5).
+//!
+//! Copies of an extent that ended empty hold nothing, and go as soon as it is sealed: in a small pool they would take the
+//! very slots that the next checkpoint needs.
 
 use super::{Call, Effects, Log, LogTxn, Pauses};
 use crate::ids::{AgentId, ExtentId, ExtentSeq, Vseq};
@@ -60,6 +63,7 @@ impl Log {
     /// copies do: a new owner looks for the copies of every extent that has a key.
     pub(super) fn reclaim(&mut self, now: Instant, out: &mut Effects) {
         self.reclaim_extra(now, out);
+        self.release_empty(now, out);
         if mutation::active(Mutation::DeleteBeforeCheckpoint) {
             for seq in self.garbage(Vseq(u64::MAX)) {
                 self.dead.entry(seq).or_insert(now);
@@ -75,7 +79,8 @@ impl Log {
             let entry = self.table.at(index);
             let left: Vec<AgentId> =
                 entry.members.iter().map(|m| m.agent).chain(entry.former.iter().copied()).collect();
-            if left.is_empty() && entry.key.is_none() && entry.readers == 0 {
+            let copied = self.jobs.values().any(|job| job.seq == seq);
+            if left.is_empty() && entry.key.is_none() && entry.readers == 0 && !copied {
                 self.table.remove(index);
                 self.dead.remove(&seq);
                 continue;
@@ -88,12 +93,7 @@ impl Log {
             if entry.readers > 0 {
                 continue;
             }
-            let extent = ExtentId { volume: self.config.volume, seq };
-            for agent in left.into_iter().filter(|&a| self.peers.usable(a)) {
-                *self.deletes.entry((seq, agent)).or_default() += 1;
-                let request = Request::Delete { extent, epoch: self.writer.epoch() };
-                self.calls.send(now, agent, request, PEER_WAIT, Call::Delete { seq }, out);
-            }
+            self.delete_copies(now, seq, left, out);
         }
         self.forget(&keyed, out);
     }
@@ -110,12 +110,34 @@ impl Log {
             if entry.members.iter().any(|m| !m.synced) {
                 continue;
             }
-            let extent = ExtentId { volume: self.config.volume, seq };
-            for &agent in entry.former.iter().filter(|a| self.peers.usable(**a)) {
-                *self.deletes.entry((seq, agent)).or_default() += 1;
-                let request = Request::Delete { extent, epoch: self.writer.epoch() };
-                self.calls.send(now, agent, request, PEER_WAIT, Call::Delete { seq }, out);
+            let former = entry.former.to_vec();
+            self.delete_copies(now, seq, former, out);
+        }
+    }
+
+    /// Gives back the slots of extents that ended without a record. Their seal is the proof that there is nothing in them,
+    /// so they need not wait for a checkpoint; their keys do, lest a registration that comes late brings them back.
+    fn release_empty(&mut self, now: Instant, out: &mut Effects) {
+        let due: Vec<ExtentSeq> = self.empty.iter().filter(|(_, at)| **at <= now).map(|(&seq, _)| seq).collect();
+        for seq in due {
+            let held = self.table.get(seq).filter(|e| !e.dead);
+            let held = held.into_iter().flat_map(|e| e.members.iter().filter(|m| !m.synced).map(|m| m.agent));
+            let held: Vec<AgentId> = held.collect();
+            if held.is_empty() {
+                self.empty.remove(&seq);
+                continue;
             }
+            self.empty.insert(seq, now + SLOW_RETRY_PAUSE);
+            self.delete_copies(now, seq, held, out);
+        }
+    }
+
+    /// Asks those of `agents` that can be reached to give up their copies.
+    fn delete_copies(&mut self, now: Instant, seq: ExtentSeq, agents: Vec<AgentId>, out: &mut Effects) {
+        let extent = ExtentId { volume: self.config.volume, seq };
+        for agent in agents.into_iter().filter(|&agent| self.peers.usable(agent)) {
+            let request = Request::Delete { extent, epoch: self.writer.epoch(), copy: self.jobs_drawn };
+            self.calls.send(now, agent, request, PEER_WAIT, Call::Delete { seq }, out);
         }
     }
 
@@ -127,12 +149,6 @@ impl Log {
         result: Result<Response, Unanswered>,
         out: &mut Effects,
     ) {
-        if let (Ok(_), Some(count)) = (&result, self.deletes.get_mut(&(seq, agent))) {
-            *count -= 1;
-            if *count == 0 {
-                self.deletes.remove(&(seq, agent));
-            }
-        }
         match result {
             Ok(Response::Deleted { free }) => {
                 self.peers.heard(now, agent);
@@ -141,6 +157,10 @@ impl Log {
                     entry.former.retain(|a| *a != agent);
                     if entry.dead {
                         entry.members.retain(|m| m.agent != agent);
+                    } else if entry.is_empty()
+                        && let Some(holder) = entry.holder_mut(agent)
+                    {
+                        holder.synced = true;
                     }
                     if entry.members.is_empty() && entry.former.is_empty() {
                         self.dead.insert(seq, now);

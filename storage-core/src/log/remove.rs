@@ -152,7 +152,7 @@ impl Removal {
                 let request = match what {
                     What::Fence => Request::Fence { volume, epoch, extents: Vec::new() },
                     What::List => Request::List { volume, epoch, from: ExtentSeq(0) },
-                    What::Delete(seq) => Request::Delete { extent: ExtentId { volume, seq }, epoch },
+                    What::Delete(seq) => Request::Delete { extent: ExtentId { volume, seq }, epoch, copy: u64::MAX },
                 };
                 calls.send(now, agent, request, PEER_WAIT, what, out);
             }

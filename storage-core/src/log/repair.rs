@@ -100,8 +100,8 @@ impl Log {
             self.unsynced.remove(&seq);
             return None;
         };
-        let seal = entry.seal()?;
-        if entry.dead || entry.is_garbage() || seal.length == 0 {
+        entry.seal()?;
+        if entry.dead || entry.is_garbage() || entry.is_empty() {
             // Nobody will read it again.
             self.unsynced.remove(&seq);
             return None;
@@ -130,11 +130,7 @@ impl Log {
             }
             return None;
         }
-        let held = |agent| {
-            entry.members.iter().any(|m| m.agent == agent)
-                || entry.former.contains(&agent)
-                || self.deletes.contains_key(&(seq, agent))
-        };
+        let held = |agent| entry.members.iter().any(|m| m.agent == agent) || entry.former.contains(&agent);
         let id = ExtentId { volume: self.config.volume, seq };
         let stays = || entry.members.iter().map(|m| m.agent).filter(|a| Some(*a) != instead_of);
         let apart = |agent| stays().all(|other| self.ring.domain(other) != self.ring.domain(agent));
@@ -171,9 +167,8 @@ impl Log {
         if matches!(job.step, Step::Members { .. }) {
             return;
         }
-        let Some(length) = self.table.get(job.seq).and_then(|e| e.seal()).map(|s| s.length) else {
-            self.jobs.remove(&id);
-            return;
+        let Some(length) = self.table.get(job.seq).filter(|e| !e.dead).and_then(|e| e.seal()).map(|s| s.length) else {
+            return self.abandon(id);
         };
         let next = match (job.step, result) {
             (_, Ok(Response::Rejected(Rejection::Fenced { epoch }))) => {
@@ -260,6 +255,7 @@ impl Log {
             extent,
             epoch: self.writer.epoch(),
             stream,
+            copy: id,
             offset: at,
             bytes: Pieces::from_iter([bytes.slice(..size)]),
         };

@@ -20,7 +20,8 @@ use std::collections::BTreeMap;
 pub struct Holder {
     /// Where it is.
     pub agent: AgentId,
-    /// It is known to be whole: closed at the extent's seal, with the extent's digest.
+    /// It is known to be whole: closed at the extent's seal, with the extent's digest. Of an extent that ended empty: its
+    /// slot is given back.
     pub synced: bool,
 }
 
@@ -112,6 +113,12 @@ impl Entry {
             State::Sealed { digest, .. } => digest,
             State::Open => None,
         }
+    }
+
+    /// Sealed without a record: there is nothing to copy, and its slots need not be kept.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.seal().is_some_and(|seal| seal.length == 0)
     }
 
     /// Sealed, and nothing refers to it: a checkpoint that contains its last record may declare it dead.

@@ -504,12 +504,12 @@ impl Writer {
     /// Ends an extent that has lost a member, or that refuses: what is not durable everywhere moves elsewhere.
     pub fn lose_extent(&mut self, seq: ExtentSeq) {
         let Some(x) = self.open.get_mut(&seq) else { return };
-        let is_log = x.stream == Stream::Log;
+        if x.stream == Stream::Checkpoint {
+            // Nothing refers to an unfinished checkpoint, and it is begun anew: its extents end empty, and their slots are
+            // given back at once.
+            return x.void();
+        }
         for base in x.close(true) {
-            if !is_log {
-                // A checkpoint's frames have an order of their own and are not in the window: it is begun anew.
-                continue;
-            }
             let at = self.position(base).expect("an open extent's frame is in the window");
             self.window[at].waiting = u8::MAX;
             self.window[at].unreceived = u8::MAX;

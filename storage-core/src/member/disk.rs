@@ -55,6 +55,9 @@ pub struct DiskCore {
     pub(super) slots: Vec<Slot>,
     /// Where each extent lies, those that are leaving included.
     pub(super) extents: BTreeMap<ExtentId, u32>,
+    /// Copies that a fill began in this run: by which epoch, and which of its copies. A deletion that was sent before cannot
+    /// outlive the run, as its connection does not.
+    pub(super) filled: BTreeMap<ExtentId, (Epoch, u64)>,
     pub(super) free: VecDeque<u32>,
     pub(super) damaged_slots: u32,
     pub(super) fences: FenceTable,
@@ -301,11 +304,18 @@ impl DiskCore {
     fn freed(&mut self, number: u32, landed: Landed, out: &mut MemberEffects) {
         let slot = &mut self.slots[number as usize];
         if let Content::Leaving(extent, waiters) = &mut slot.content {
+            let extent = *extent;
             waiters.drain(..).for_each(|req| out.replies.deleted(req, landed.proves(Absent)));
-            self.extents.remove(extent);
             slot.content = Content::Free;
+            self.forget(extent);
             self.give_back(number);
         }
+    }
+
+    /// Its copy of `extent` is gone.
+    pub(super) fn forget(&mut self, extent: ExtentId) {
+        self.extents.remove(&extent);
+        self.filled.remove(&extent);
     }
 
     /// Puts a slot that holds nothing back among the free ones, once nobody reads it any more.

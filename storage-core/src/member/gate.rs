@@ -1,11 +1,14 @@
 //! Who is let in: the fences of all of an agent's disks together, and the leases that were granted past them.
 //!
 //! A fence counts here from the moment its request is received; that it has reached the disks is for the answer to
-//! wait for. A lease is granted when a request is received that will, or may, be answered with one: the owner counts
+//! wait for. So does every other request: an epoch that asks for something was raised in the metadata store, and what an
+//! older owner sent before may still lie in a buffer. Let in after it, a late deletion would take the copy that the newer
+//! owner has made meanwhile. A restart forgets such epochs, and ends the connections that could bring anything late.
+//! A lease is granted when a request is received that will, or may, be answered with one: the owner counts
 //! from when it sent it, which was before.
 
 use crate::ids::{Epoch, VolumeId};
-use crate::limits::{FENCED_VOLUMES_MAX, READ_LEASE};
+use crate::limits::{FENCED_VOLUMES_MAX, GATE_VOLUMES_MAX, READ_LEASE};
 use crate::mutation::{Mutation, active};
 use crate::peer::Rejection;
 use crate::time::{Duration, Instant};
@@ -15,7 +18,8 @@ use std::collections::BTreeMap;
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Gate {
-    fences: BTreeMap<VolumeId, Epoch>,
+    /// The newest epoch of each volume that is fenced for, or has asked.
+    newest: BTreeMap<VolumeId, Epoch>,
     leases: BTreeMap<VolumeId, SmallVec<[(Epoch, Instant); 2]>>,
     started: Instant,
 }
@@ -23,30 +27,32 @@ pub(super) struct Gate {
 impl Gate {
     /// The gate of an agent that started at `started` with these fences on its disks.
     pub fn new(started: Instant, fences: impl Iterator<Item = (VolumeId, Epoch)>) -> Gate {
-        let mut gate = Gate { fences: BTreeMap::new(), leases: BTreeMap::new(), started };
+        let mut gate = Gate { newest: BTreeMap::new(), leases: BTreeMap::new(), started };
         fences.for_each(|(volume, epoch)| gate.raise(volume, epoch));
         gate
     }
 
-    /// All fences.
-    pub fn fences(&self) -> impl Iterator<Item = (VolumeId, Epoch)> + '_ {
-        self.fences.iter().map(|(volume, epoch)| (*volume, *epoch))
+    /// The newest epoch of each volume.
+    pub fn newest(&self) -> impl Iterator<Item = (VolumeId, Epoch)> + '_ {
+        self.newest.iter().map(|(volume, epoch)| (*volume, *epoch))
     }
 
-    /// Lets `epoch` of `volume` in, or names the epoch that has shut it out.
-    pub fn admit(&self, volume: VolumeId, epoch: Epoch) -> Result<(), Rejection> {
-        match self.fences.get(&volume) {
-            Some(fence) if epoch < *fence && !active(Mutation::EpochIgnored) => {
-                Err(Rejection::Fenced { epoch: *fence })
+    /// Lets `epoch` of `volume` in and shuts out those below it, or names the epoch that has shut it out.
+    pub fn admit(&mut self, volume: VolumeId, epoch: Epoch) -> Result<(), Rejection> {
+        match self.newest.get(&volume) {
+            Some(newest) if epoch < *newest && !active(Mutation::EpochIgnored) => {
+                return Err(Rejection::Fenced { epoch: *newest });
             }
-            _ => Ok(()),
+            None if self.newest.len() >= GATE_VOLUMES_MAX => return Err(Rejection::TooManyVolumes(GATE_VOLUMES_MAX)),
+            _ => self.raise(volume, epoch),
         }
+        Ok(())
     }
 
     /// Shuts out epochs of `volume` below `epoch`.
     pub fn raise(&mut self, volume: VolumeId, epoch: Epoch) {
-        let fence = self.fences.entry(volume).or_default();
-        *fence = epoch.max(*fence);
+        let newest = self.newest.entry(volume).or_default();
+        *newest = epoch.max(*newest);
     }
 
     /// Grants `epoch`, which was let in, a lease from `now` on.
@@ -99,9 +105,18 @@ mod tests {
 
     #[test]
     fn after_a_start_any_volume_may_have_a_lease_from_the_run_before() {
-        let gate = Gate::new(at(5_000), [(V, Epoch(3))].into_iter());
+        let mut gate = Gate::new(at(5_000), [(V, Epoch(3))].into_iter());
         assert_eq!(gate.lease_left(VolumeId(99), Epoch(1), at(5_500)), Duration::from_millis(1_500));
         assert_eq!(gate.admit(V, Epoch(2)), Err(Rejection::Fenced { epoch: Epoch(3) }));
         assert_eq!(gate.admit(V, Epoch(3)), Ok(()));
+    }
+
+    #[test]
+    fn who_asks_shuts_out_older_epochs() {
+        let mut gate = Gate::new(at(0), [].into_iter());
+        assert_eq!(gate.admit(V, Epoch(4)), Ok(()));
+        assert_eq!(gate.admit(V, Epoch(5)), Ok(()));
+        assert_eq!(gate.admit(V, Epoch(4)), Err(Rejection::Fenced { epoch: Epoch(5) }));
+        assert_eq!(gate.admit(VolumeId(8), Epoch(1)), Ok(()));
     }
 }

@@ -214,6 +214,7 @@ impl DiskCore {
             findings: Findings { mended: superblock_lost || !mend.is_empty(), ..Findings::default() },
             slots: Vec::with_capacity(geometry.slots() as usize),
             extents: BTreeMap::new(),
+            filled: BTreeMap::new(),
             free: (0..0).collect(),
             damaged_slots: 0,
             fences,

@@ -91,10 +91,10 @@ impl Member {
         self.disks.iter().flat_map(DiskCore::held)
     }
 
-    /// All fences. One above its volume's epoch in the metadata store shows that the store is older than this agent:
-    /// it was restored from a backup.
+    /// The newest epoch of each volume that it is fenced for, or that has asked for something since the start. One above its
+    /// volume's epoch in the metadata store shows that the store is older than this agent: it was restored from a backup.
     pub fn fences(&self) -> impl Iterator<Item = (VolumeId, Epoch)> + '_ {
-        self.gate.fences()
+        self.gate.newest()
     }
 
     /// Counts of all disks together.
@@ -184,11 +184,11 @@ impl Member {
             }
             Request::Read { offset, blocks, .. } => disk.read_blocks(req, extent, offset, blocks, out),
             Request::Frames { from, .. } => disk.frames(req, extent, from, out),
-            Request::Fill { stream, offset, bytes, .. } => {
-                disk.fill(req, Fill { extent, epoch, stream, offset, bytes, partial: !is_whole }, out);
+            Request::Fill { stream, copy, offset, bytes, .. } => {
+                disk.fill(req, Fill { extent, epoch, stream, copy, offset, bytes, partial: !is_whole }, out);
             }
             Request::Seal { length, .. } => disk.seal(req, extent, length, out),
-            Request::Delete { .. } => disk.delete(req, extent, out),
+            Request::Delete { copy, .. } => disk.delete(req, extent, (epoch, copy), out),
             Request::Fence { .. } | Request::Lease { .. } | Request::List { .. } => unreachable!("answered above"),
         }
     }
@@ -291,7 +291,7 @@ fn asker(request: &Request) -> (VolumeId, Epoch) {
         | Request::Frames { extent, epoch, .. }
         | Request::Fill { extent, epoch, .. }
         | Request::Seal { extent, epoch, .. }
-        | Request::Delete { extent, epoch } => (extent.volume, *epoch),
+        | Request::Delete { extent, epoch, .. } => (extent.volume, *epoch),
         Request::Fence { volume, epoch, .. }
         | Request::Lease { volume, epoch }
         | Request::List { volume, epoch, .. } => (*volume, *epoch),

@@ -30,6 +30,7 @@ pub(super) struct Fill {
     pub extent: ExtentId,
     pub epoch: Epoch,
     pub stream: Stream,
+    pub copy: u64,
     pub offset: Blocks,
     pub bytes: Pieces,
     /// The agent cannot say that it never held more of the extent.
@@ -216,7 +217,7 @@ impl DiskCore {
 
     fn try_fill(&mut self, fill: Fill) -> Result<(u32, Blocks), Rejection> {
         self.check_works()?;
-        let Fill { extent, epoch, stream, offset, bytes, partial } = fill;
+        let Fill { extent, epoch, stream, copy: number, offset, bytes, partial } = fill;
         let frames = parse_frames(bytes, extent, stream, offset)?;
         let end = offset + frames.iter().map(|(header, _)| header.blocks()).sum::<Blocks>();
         if end > self.geometry.extent_blocks() {
@@ -228,6 +229,7 @@ impl DiskCore {
             }
             let name = SlotCopy { extent, stream, epoch, incarnation: self.incarnation, partial };
             self.take_slot(name, None, Class::Reserve)?;
+            self.filled.insert(extent, (epoch, number));
         }
         let (number, copy) = self.open_copy(extent)?;
         let length = copy.length();
@@ -323,9 +325,13 @@ impl DiskCore {
         Ok(())
     }
 
-    pub(super) fn delete(&mut self, req: ReqId, extent: ExtentId, out: &mut MemberEffects) {
+    /// Gives the copy up that `asker`, an owner's epoch and its newest copy at that time, knew of.
+    pub(super) fn delete(&mut self, req: ReqId, extent: ExtentId, asker: (Epoch, u64), out: &mut MemberEffects) {
         if let Err(why) = self.check_works() {
             return out.replies.refuse(req, why);
+        }
+        if let Some((_, copy)) = self.filled.get(&extent).copied().filter(|begun| *begun > asker) {
+            return out.replies.refuse(req, Rejection::NewerCopy { copy });
         }
         let landed = self.commits.landed().expect("a disk serves only after its first commit");
         let Some(number) = self.extents.get(&extent).copied() else {
@@ -339,7 +345,7 @@ impl DiskCore {
                 return;
             }
             Content::Open(copy) if !copy.written => {
-                self.extents.remove(&extent);
+                self.forget(extent);
                 self.give_back(number);
                 return out.replies.deleted(req, landed.proves(Absent));
             }

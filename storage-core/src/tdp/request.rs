@@ -6,9 +6,9 @@
 //! 18 Read     extent 16, epoch 8, offset 4, blocks 4
 //! 19 Fence    volume 8, epoch 8, count 4, extent seqs 8 each
 //! 20 Frames   extent 16, epoch 8, from 4
-//! 21 Fill     extent 16, epoch 8, stream 1, offset 4            payload: raw frames
+//! 21 Fill     extent 16, epoch 8, stream 1, copy 8, offset 4    payload: raw frames
 //! 22 Seal     extent 16, epoch 8, length 4
-//! 23 Delete   extent 16, epoch 8
+//! 23 Delete   extent 16, epoch 8, copy 8
 //! 24 Lease    volume 8, epoch 8
 //! 25 List     volume 8, epoch 8, from extent seq 8
 //! ```
@@ -83,10 +83,11 @@ impl Sealed for Request {
                 out.put_u64_le(epoch.0);
                 out.put_u32_le(*from);
             }
-            Request::Fill { extent, epoch, stream, offset, bytes: _ } => {
+            Request::Fill { extent, epoch, stream, copy, offset, bytes: _ } => {
                 put_extent(out, *extent);
                 out.put_u64_le(epoch.0);
                 out.put_u8(stream_code(*stream));
+                out.put_u64_le(*copy);
                 out.put_u32_le(*offset);
             }
             Request::Seal { extent, epoch, length } => {
@@ -94,9 +95,10 @@ impl Sealed for Request {
                 out.put_u64_le(epoch.0);
                 out.put_u32_le(*length);
             }
-            Request::Delete { extent, epoch } => {
+            Request::Delete { extent, epoch, copy } => {
                 put_extent(out, *extent);
                 out.put_u64_le(epoch.0);
+                out.put_u64_le(*copy);
             }
             Request::Lease { volume, epoch } => {
                 out.put_u64_le(volume.0);
@@ -157,11 +159,12 @@ impl Sealed for Request {
                 extent: body.extent()?,
                 epoch: body.epoch()?,
                 stream: take_stream(&mut body)?,
+                copy: body.u64()?,
                 offset: body.blocks()?,
                 bytes: Pieces::new(),
             },
             SEAL => Request::Seal { extent: body.extent()?, epoch: body.epoch()?, length: body.blocks()? },
-            DELETE => Request::Delete { extent: body.extent()?, epoch: body.epoch()? },
+            DELETE => Request::Delete { extent: body.extent()?, epoch: body.epoch()?, copy: body.u64()? },
             LEASE => Request::Lease { volume: VolumeId(body.id()?), epoch: body.epoch()? },
             LIST => Request::List { volume: VolumeId(body.id()?), epoch: body.epoch()?, from: ExtentSeq(body.u64()?) },
             other => return Err(WireError::Kind(other)),

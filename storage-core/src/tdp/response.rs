@@ -218,6 +218,10 @@ fn put_rejection(out: &mut BytesMut, rejection: &Rejection) {
             out.put_u8(9);
             out.put_u64_le(*count as u64);
         }
+        Rejection::NewerCopy { copy } => {
+            out.put_u8(10);
+            out.put_u64_le(*copy);
+        }
     }
 }
 
@@ -233,6 +237,7 @@ fn take_rejection(body: &mut Reader<'_>) -> Result<Rejection, WireError> {
         7 => Rejection::NoSpace { free: body.free()? },
         8 => Rejection::DiskFailed(body.text()?),
         9 => Rejection::TooManyVolumes(usize::try_from(body.u64()?).unwrap_or(usize::MAX)),
+        10 => Rejection::NewerCopy { copy: body.u64()? },
         _ => return Err(WireError::Malformed("unknown rejection")),
     })
 }

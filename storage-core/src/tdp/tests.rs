@@ -136,11 +136,11 @@ fn request() -> impl Strategy<Value = Request> {
         (extent(), epoch(), stream(), offset(), 1..9usize, any::<u8>()).prop_map(
             |(extent, epoch, stream, offset, count, seed)| {
                 let bytes = [blocks(count, seed), blocks(1, !seed)].into_iter().collect();
-                Request::Fill { extent, epoch, stream, offset, bytes }
+                Request::Fill { extent, epoch, stream, copy: epoch.0 ^ 5, offset, bytes }
             }
         ),
         (extent(), epoch(), offset()).prop_map(|(extent, epoch, length)| Request::Seal { extent, epoch, length }),
-        (extent(), epoch()).prop_map(|(extent, epoch)| Request::Delete { extent, epoch }),
+        (extent(), epoch(), any::<u64>()).prop_map(|(extent, epoch, copy)| Request::Delete { extent, epoch, copy }),
         (1..=u64::MAX, epoch()).prop_map(|(v, epoch)| Request::Lease { volume: VolumeId(v), epoch }),
         (1..=u64::MAX, epoch(), any::<u64>()).prop_map(|(v, epoch, from)| Request::List {
             volume: VolumeId(v),
@@ -175,6 +175,7 @@ fn rejection() -> impl Strategy<Value = Rejection> {
         free().prop_map(|free| Rejection::NoSpace { free }),
         "\\PC{0,40}".prop_map(Rejection::DiskFailed),
         any::<u32>().prop_map(|n| Rejection::TooManyVolumes(n as usize)),
+        any::<u64>().prop_map(|copy| Rejection::NewerCopy { copy }),
     ]
 }
 

@@ -8,8 +8,8 @@ use super::{Event, VOLUME, World};
 use crate::check::Violation;
 use crate::owner::{Input, Run};
 use torus_core::format::crc;
-use torus_core::ids::Lba;
-use torus_core::meta::docs::{self, VolumeDoc};
+use torus_core::ids::{Epoch, Lba};
+use torus_core::meta::docs::{self, EpochDoc, VolumeDoc};
 use torus_core::meta::{MetaOp, Txn, Write, keys};
 use torus_core::time::{Duration, Instant};
 
@@ -79,6 +79,13 @@ impl World {
         };
         let put = Write::Put { key: keys::volume_meta(VOLUME), value: docs::encode(&doc), lease: None };
         self.meta.execute(&MetaOp::Txn(Txn { when: Vec::new(), then: vec![put] }));
+    }
+
+    /// The epoch that the store holds.
+    pub(super) fn raised_epoch(&self) -> Epoch {
+        let key = keys::volume_epoch(VOLUME);
+        let doc = self.meta.get(&key).and_then(|entry| docs::decode::<EpochDoc>(&key, &entry.value).ok());
+        doc.map_or(Epoch(0), |doc| doc.epoch)
     }
 
     /// The newest owner that serves.

@@ -12,6 +12,9 @@
 //!    must have answered: what was acknowledged is on all members, so it is on that one. A damaged or forgetful member never shortens it (I17).
 //! 3. The log ends before the first missing `vseq`: records after a gap were never acknowledged, as acknowledgements go in
 //!    order. `vseq` increases along an extent, so each is cut at its first record beyond the end.
+//!    A frame carries the highest record that was durable on all members when it was sent (LAC), and a sealed extent holds
+//!    acknowledged records alone: if the first missing record is not beyond these, a member has forgotten something without
+//!    knowing, and more answers are waited for.
 //! 4. What is kept is made durable on every member that answers before the seals are committed, and sealed before anything is
 //!    served, so an unacknowledged record that recovery shows never vanishes again (I3).
 //! 5. A lease that a member granted to an older owner has run out before the seals are committed (I4). Not merely before
@@ -31,7 +34,7 @@ use super::calls::{Call as Sent, Calls, MetaId};
 use super::peers::Peers;
 use super::{AgentView, Effects};
 use crate::ids::{AgentId, Blocks, Epoch, ExtentSeq, RpcId, Vseq};
-use crate::limits::{EXTENT_KEYS_PER_TXN, PEER_WAIT, RETRY_PAUSE};
+use crate::limits::{EXTENT_KEYS_PER_TXN, PEER_WAIT, READ_LEASE, RETRY_PAUSE};
 use crate::meta::docs::{EpochDoc, HeadDoc, VolumeDoc, encode};
 use crate::meta::{Compare, Entry, MetaError, MetaOp, MetaReply, Revision, Txn, Write, keys};
 use crate::mutation::{self, Mutation};
@@ -83,10 +86,15 @@ pub struct Recovery {
     extents: BTreeMap<ExtentSeq, Extent>,
     lease_until: Instant,
     next: Vseq,
+    /// Answers to fences when the log last turned out to lack something that was acknowledged.
+    short_at: Option<usize>,
 }
 
 /// How long a fence waits for the rest of an ensemble once enough of it has answered.
 const FENCE_GRACE: Duration = Duration::from_millis(500);
+/// The same where fewer have answered than must hold what is acknowledged: what recovery keeps would be on those alone. Not
+/// more than a lease that is likely to be waited out as well.
+const FENCE_GRACE_THIN: Duration = READ_LEASE;
 
 impl Recovery {
     /// A takeover about to begin.
@@ -112,6 +120,7 @@ impl Recovery {
             extents: BTreeMap::new(),
             lease_until: Instant::default(),
             next: Vseq(1),
+            short_at: None,
         }
     }
 
@@ -237,6 +246,12 @@ impl Recovery {
             let members: Vec<String> = x.doc.members.iter().map(|&a| self.peers.name(a)).collect();
             return OpenError::Missing { extent: x.seq, missing: members.join(" or ") };
         }
+        let incomplete = |x: &&Extent| x.is_open() && x.doc.members.len() > x.answers.len();
+        if let Some(x) = self.extents.values().find(incomplete).filter(|_| self.short_at.is_some()) {
+            let silent = x.doc.members.iter().filter(|a| !x.answers.contains_key(a));
+            let silent: Vec<String> = silent.map(|&a| self.peers.name(a)).collect();
+            return OpenError::Missing { extent: x.seq, missing: silent.join(" or ") };
+        }
         let silent = MetaError::Unknown("no answer within the time allowed".into());
         OpenError::Metadata(self.last_meta_error.clone().unwrap_or(silent))
     }
@@ -291,6 +306,11 @@ impl Recovery {
         OpenError::Overtaken { name: self.meta.as_ref().map(|m| m.name.clone()).unwrap_or_default(), epoch }
     }
 
+    /// Answers of members of open extents.
+    fn answered(&self) -> usize {
+        self.extents.values().filter(|x| x.is_open()).map(|x| x.answers.len()).sum()
+    }
+
     /// Fences every member of every open extent.
     fn fence(&mut self, now: Instant, out: &mut Effects) {
         let mut wanted: BTreeMap<AgentId, Vec<ExtentSeq>> = BTreeMap::new();
@@ -302,7 +322,11 @@ impl Recovery {
         let open = || self.extents.values().filter(|x| x.is_open());
         let complete = open().all(|x| x.doc.members.iter().all(|a| x.answers.contains_key(a)));
         let enough = open().all(Extent::settled);
-        if enough && (complete || now.since(self.fencing_since) >= FENCE_GRACE) {
+        let more = self.short_at.is_none_or(|answers| self.answered() > answers);
+        let least = self.meta.as_ref().map_or(1, |meta| usize::from(meta.min_replicas));
+        let thin = open().any(|x| x.answers.len() < least);
+        let grace = if thin { FENCE_GRACE_THIN } else { FENCE_GRACE };
+        if enough && more && (complete || now.since(self.fencing_since) >= grace) {
             for x in self.extents.values_mut() {
                 x.length = x.end();
             }
@@ -372,14 +396,11 @@ impl Recovery {
             What::Frames(seq) => self.on_frames(now, seq, result),
             What::FillRead(seq, target) => self.on_fill_read(now, seq, target, result, out),
             What::Fill(seq, target, end) => {
-                if let Some(filling) = self.extents.get_mut(&seq).and_then(|x| x.filling(target)) {
-                    match result {
-                        Ok(Response::Appended { .. }) => {
-                            filling.at = end;
-                            filling.step = FillStep::Idle;
-                        }
-                        _ => filling.step = FillStep::Over,
-                    }
+                if !matches!(result, Ok(Response::Appended { .. })) {
+                    self.shorten(seq, target);
+                } else if let Some(filling) = self.extents.get_mut(&seq).and_then(|x| x.filling(target)) {
+                    filling.at = end;
+                    filling.step = FillStep::Idle;
                 }
             }
         }

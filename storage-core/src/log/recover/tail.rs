@@ -7,7 +7,7 @@ use crate::format::{FrameHeader, Pieces, Stream};
 use crate::ids::{AgentId, BLOCK_SIZE, ExtentId, ExtentSeq, Vseq};
 use crate::limits::{PEER_WAIT, READ_BLOCKS_MAX, RETRY_PAUSE};
 use crate::log::Effects;
-use crate::peer::{Request, Response, Unanswered};
+use crate::peer::{Copy, Request, Response, Unanswered};
 use crate::time::Instant;
 use smallvec::SmallVec;
 
@@ -31,8 +31,8 @@ impl Recovery {
             self.calls.send(now, agent, request, PEER_WAIT, What::Frames(x.seq), out);
         }
         if self.extents.values().all(|x| x.indexed) {
-            self.cut()?;
             self.phase = Phase::Fill;
+            self.cut()?;
         }
         Ok(())
     }
@@ -85,6 +85,9 @@ impl Recovery {
             next = next.max(last.next());
         }
         self.next = next;
+        if self.acknowledged() >= next {
+            return self.wait_for_more();
+        }
         for x in self.extents.values_mut() {
             if !x.is_log() || x.contained {
                 continue;
@@ -92,10 +95,8 @@ impl Recovery {
             let keep = x.frames.iter().take_while(|f| f.base < next).count();
             match x.doc.sealed {
                 Some(seal) if keep < x.frames.len() || x.reached() != seal.length => {
-                    return Err(OpenError::Inconsistent(format!(
-                        "extent {} is sealed with records past {next}, the first that is missing",
-                        x.seq
-                    )));
+                    let what = format!("extent {} does not end at block {}, where it is sealed", x.seq, seal.length);
+                    return Err(OpenError::Inconsistent(what));
                 }
                 Some(_) => {}
                 None => {
@@ -110,6 +111,37 @@ impl Recovery {
         for x in self.extents.values_mut().filter(|x| x.doc.sealed.is_none() && x.is_log()) {
             x.plan_fills();
         }
+        Ok(())
+    }
+
+    /// The last record that is known to have been acknowledged.
+    fn acknowledged(&self) -> Vseq {
+        let sealed = self.extents.values().filter(|x| x.is_log()).filter_map(|x| x.doc.sealed).map(|seal| seal.last);
+        let copies = self.extents.values().flat_map(|x| x.answers.values());
+        let told = copies.filter_map(|copy| match *copy {
+            Copy::Open { lac, .. } => Some(lac),
+            Copy::Never | Copy::Unknown | Copy::Sealed { .. } => None,
+        });
+        sealed.chain(told).max().unwrap_or_default()
+    }
+
+    /// Members that have answered so far lack what was acknowledged: back to the others.
+    fn wait_for_more(&mut self) -> Result<(), OpenError> {
+        let open = || self.extents.values().filter(|x| x.is_open());
+        if open().all(|x| x.doc.members.iter().all(|agent| x.answers.contains_key(agent))) {
+            return Err(OpenError::Inconsistent(format!(
+                "record {} is on no member, although {} was acknowledged after it",
+                self.next,
+                self.acknowledged()
+            )));
+        }
+        self.short_at = Some(self.answered());
+        for x in self.extents.values_mut().filter(|x| x.is_open()) {
+            (x.indexed, x.tried) = (false, 0);
+            x.frames.clear();
+            x.fills.clear();
+        }
+        self.phase = Phase::Fence;
         Ok(())
     }
 
@@ -172,11 +204,11 @@ impl Recovery {
         }
         filling.step = FillStep::Writing;
         let bytes = Pieces::from_iter([bytes.slice(..blocks as usize * BLOCK_SIZE)]);
-        let request = Request::Fill { extent, epoch: self.epoch, stream: Stream::Log, offset: at, bytes };
+        let request = Request::Fill { extent, epoch: self.epoch, stream: Stream::Log, copy: 0, offset: at, bytes };
         self.calls.send(now, target, request, PEER_WAIT, What::Fill(seq, target, at + blocks), out);
     }
 
-    /// Nobody can give `target` what it lacks. If its copy is sound, none of that was ever acknowledged: the extent ends
+    /// Nobody can give `target` what it lacks, or it does not take it. If its copy is sound, none of that was ever acknowledged: the extent ends
     /// where the copy does, and the log's end is found anew. Otherwise repair completes the copy later.
     pub(super) fn shorten(&mut self, seq: ExtentSeq, target: AgentId) {
         let Some(x) = self.extents.get_mut(&seq) else { return };

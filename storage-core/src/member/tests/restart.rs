@@ -129,8 +129,8 @@ fn a_disk_that_cannot_record_its_start_serves_nothing_and_says_why() {
     world.fail_commit(0);
     assert!(world.member.is_started());
     assert!(matches!(rejected(world.call(fence(V, 2))), Rejection::DiskFailed(_)));
-    assert!(matches!(rejected(world.call(read(x, 1, 0, 1))), Rejection::DiskFailed(_)));
-    assert!(matches!(rejected(world.call(frames(x, 1, 0))), Rejection::DiskFailed(_)));
+    assert!(matches!(rejected(world.call(read(x, 2, 0, 1))), Rejection::DiskFailed(_)));
+    assert!(matches!(rejected(world.call(frames(x, 2, 0))), Rejection::DiskFailed(_)));
 }
 
 #[test]
@@ -395,6 +395,7 @@ fn an_agent_without_a_disk_says_so() {
             extent: x,
             epoch: Epoch(1),
             stream: crate::format::Stream::Log,
+            copy: 0,
             offset: 0,
             bytes: Default::default(),
         },

@@ -175,10 +175,11 @@ fn create_is_idempotent_while_the_copy_is_empty() {
     let created = Response::Created { free: FreeSpace { free: 7, total: 8 } };
     assert_eq!(world.call(create(x, 1)), created);
     assert_eq!(world.call(create(x, 1)), created);
-    assert_eq!(rejected(world.call(create(x, 2))), Rejection::Closed { length: 0 });
     world.call(append(x, 0, 0));
     assert_eq!(rejected(world.call(create(x, 1))), Rejection::WrongOffset { length: 1 });
     assert_eq!(rejected(world.call(append(extent(1, 7), 0, 0))), Rejection::NoSuchExtent);
+    assert_eq!(rejected(world.call(create(x, 2))), Rejection::Closed { length: 1 });
+    assert_eq!(rejected(world.call(create(x, 1))), Rejection::Fenced { epoch: Epoch(2) });
 }
 
 #[test]
@@ -423,7 +424,8 @@ fn a_fill_adds_whole_sound_frames_to_a_copy_that_takes_no_appends() {
     assert_eq!(world.call(fill(x, 2, 3, bytes.clone())), Response::Appended { length: 6 }, "a resend");
     let overlap: Vec<u8> = [frame(x, 5, 0), frame(x, 6, 1)].iter().flat_map(raw).collect();
     assert_eq!(world.call(fill(x, 2, 5, overlap)), Response::Appended { length: 8 });
-    assert_eq!(rejected(world.call(append(x, 8, 0))), Rejection::Closed { length: 8 }, "a fill ends appends");
+    let append = Request::Append { extent: x, epoch: Epoch(2), offset: 8, frame: frame(x, 8, 0), early: false };
+    assert_eq!(rejected(world.call(append)), Rejection::Closed { length: 8 }, "a fill ends appends");
     assert_eq!(rejected(world.call(fill(x, 2, 9, raw(&frame(x, 9, 0))))), Rejection::WrongOffset { length: 8 });
     assert_eq!(rejected(world.call(fill(x, 2, 3, raw(&frame(x, 3, 2))))), Rejection::WrongOffset { length: 8 });
     let mut torn = raw(&frame(x, 8, 2));
@@ -438,6 +440,7 @@ fn a_fill_adds_whole_sound_frames_to_a_copy_that_takes_no_appends() {
         extent: y,
         epoch: Epoch(2),
         stream: Stream::Log,
+        copy: 0,
         offset: 0,
         bytes: raw(&frame(y, 0, 3)).chunks(BLOCK_SIZE).map(|block| block.to_vec().into()).collect(),
     };
@@ -547,7 +550,7 @@ fn a_failed_commit_ends_the_disk_but_not_its_reads() {
         assert!(matches!(rejected(world.call(request)), Rejection::DiskFailed(_)));
     }
     assert!(world.disks[0].commit.is_none(), "it is never tried again");
-    assert_eq!(data(world.call(read(x, 1, 0, 3))), raw(&all[0]));
+    assert_eq!(data(world.call(read(x, 9, 0, 3))), raw(&all[0]));
     assert_eq!(world.member.free_space(), FreeSpace::default());
 }
 
@@ -622,4 +625,25 @@ fn more_volumes_than_a_disk_remembers_are_refused() {
     assert!(matches!(world.call(fence(VolumeId(5), 2)), Response::Fenced { .. }));
     let world = world.crash(&mut || false);
     assert_eq!(world.member.fences().count(), crate::limits::FENCED_VOLUMES_MAX);
+}
+
+#[test]
+fn a_deletion_that_comes_late_hits_no_copy_made_since() {
+    let (mut world, x) = (World::new(1, 8), extent(1, 0));
+    let filled = |copy| Request::Fill {
+        extent: x,
+        epoch: Epoch(2),
+        stream: Stream::Log,
+        copy,
+        offset: 0,
+        bytes: smallvec::smallvec![raw(&frame(x, 0, 1)).into()],
+    };
+    let late = |epoch, copy| Request::Delete { extent: x, epoch: Epoch(epoch), copy };
+    world.call(filled(4));
+    assert_eq!(rejected(world.call(late(2, 3))), Rejection::NewerCopy { copy: 4 });
+    assert_eq!(rejected(world.call(late(1, 9))), Rejection::Fenced { epoch: Epoch(2) });
+    assert!(matches!(world.call(late(2, 4)), Response::Deleted { .. }));
+    assert_eq!(world.copy(x, 2), Copy::Never);
+    world.call(filled(5));
+    assert!(matches!(world.call(late(3, 0)), Response::Deleted { .. }), "a newer owner knows");
 }

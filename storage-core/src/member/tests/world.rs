@@ -332,7 +332,7 @@ pub fn append(extent: ExtentId, offset: Blocks, payload_blocks: usize) -> Reques
 
 pub fn fill(extent: ExtentId, epoch: u64, offset: Blocks, bytes: Vec<u8>) -> Request {
     let bytes = smallvec::smallvec![Bytes::from(bytes)];
-    Request::Fill { extent, epoch: Epoch(epoch), stream: Stream::Log, offset, bytes }
+    Request::Fill { extent, epoch: Epoch(epoch), stream: Stream::Log, copy: 0, offset, bytes }
 }
 
 pub fn read(extent: ExtentId, epoch: u64, offset: Blocks, blocks: Blocks) -> Request {
@@ -348,7 +348,7 @@ pub fn seal(extent: ExtentId, epoch: u64, length: Blocks) -> Request {
 }
 
 pub fn delete(extent: ExtentId, epoch: u64) -> Request {
-    Request::Delete { extent, epoch: Epoch(epoch) }
+    Request::Delete { extent, epoch: Epoch(epoch), copy: 0 }
 }
 
 pub fn fence(volume: VolumeId, epoch: u64) -> Request {
