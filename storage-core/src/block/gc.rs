@@ -91,7 +91,7 @@ impl Pressure {
             }
         }
         let space = log.space();
-        let tight = space.free * 4 < space.total;
+        let tight = space.free * 4 < space.total || log.is_refused();
         Pressure { used, live, tight, scattered: tight && is_scattered(each, log.config.capacity) }
     }
 

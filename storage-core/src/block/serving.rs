@@ -437,7 +437,7 @@ impl Serving {
             self.full_since = None;
             return;
         }
-        let hope = self.survey.pressure.hope(self.log.config.capacity)
+        let hope = self.survey.pressure.hope(self.log.config.capacity) && self.log.can_collect()
             || self.survey.undeclared > 0
             || self.log.is_deleting()
             || self.checkpoint.is_some();

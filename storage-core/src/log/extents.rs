@@ -55,6 +55,14 @@ impl Log {
         self.blocked = metadata.or(self.refusal).filter(|_| starved);
     }
 
+    /// Garbage collection has an extent to move records to, or could have one.
+    #[must_use]
+    pub fn can_collect(&self) -> bool {
+        let coming = |x: &OpenExtent| x.cold && matches!(x.phase, Phase::Registering | Phase::Creating | Phase::Ready);
+        let agents = self.peers.iter().filter(|&(id, _)| self.peers.eligible(id, Class::Reserve, CHECKPOINT_SLOTS));
+        self.writer.open.values().any(coming) || agents.count() >= self.config.min_replicas.max(1)
+    }
+
     /// Registers an extent for a checkpoint, if that can be done now. Never put off: what others were refused for want of
     /// room, a checkpoint gives back.
     pub fn register_checkpoint(&mut self, now: Instant, out: &mut Effects) -> Vec<ExtentSeq> {

@@ -319,6 +319,12 @@ impl Log {
         self.closing
     }
 
+    /// The last extent that was wanted found no room.
+    #[must_use]
+    pub fn is_refused(&self) -> bool {
+        self.refusal == Some(Blocked::NoSpace)
+    }
+
     /// Copies that nobody needs are still to be deleted, on agents that can be reached.
     #[must_use]
     pub fn is_deleting(&self) -> bool {
