@@ -6,14 +6,15 @@
 //! replaced: a new one is filled, sealed, its digest compared, and only then does it enter the ensemble, by transaction.
 //! Nothing is taken from an ensemble before its replacement is proven.
 
-use super::table::Holder;
-use super::{Call, Effects, Log, LogTxn, Note};
+use super::table::{Entry, Holder};
+use super::{Call, Effects, Log, LogConfig, LogTxn, Note};
 use crate::format::{Digest, Pieces, Stream};
 use crate::ids::{AgentId, Blocks, ExtentId, ExtentSeq};
 use crate::limits::{CHECKPOINT_SLOTS, PEER_WAIT, READ_BLOCKS_MAX, REPAIRS_MAX, SLOW_RETRY_PAUSE};
 use crate::meta::docs::encode;
 use crate::meta::{Revision, Write, keys};
 use crate::peer::{Class, Rejection, Request, Response, Unanswered};
+use crate::ring::Ring;
 use crate::time::{Duration, Instant};
 
 /// One copy in the making.
@@ -277,13 +278,18 @@ impl Log {
         self.jobs.get_mut(&id).expect("the job is there").step = Step::Members { digest };
         let mut planned = entry.clone();
         Self::replace(&mut planned, &job);
+        planned.degraded = Self::is_degraded(&self.config, &self.ring, &planned);
         let key = keys::extent(self.config.volume, job.seq);
         let puts = vec![Write::Put { key, value: encode(&planned.doc()), lease: None }];
         let txn = self.guarded(puts, &[job.seq]);
         self.transact(LogTxn::Members(id), txn, out);
     }
 
-    fn replace(entry: &mut super::table::Entry, job: &Job) {
+    fn is_degraded(config: &LogConfig, ring: &Ring, entry: &Entry) -> bool {
+        entry.members.len() < config.replicas || !ring.is_spread(entry.members.iter().map(|m| m.agent))
+    }
+
+    fn replace(entry: &mut Entry, job: &Job) {
         entry.members.retain(|m| Some(m.agent) != job.instead_of);
         entry.former.extend(job.instead_of);
         entry.members.push(Holder { agent: job.target, synced: true });
@@ -292,7 +298,6 @@ impl Log {
     pub(super) fn on_new_members(&mut self, now: Instant, id: u64, revision: Revision, out: &mut Effects) {
         let Some(job) = self.jobs.remove(&id) else { return };
         let Step::Members { digest } = job.step else { return };
-        let replicas = self.config.replicas;
         let Some(entry) = self.table.get_mut(job.seq) else { return };
         entry.readers -= 1;
         Self::replace(entry, &job);
@@ -300,7 +305,7 @@ impl Log {
         if let Some(old) = job.instead_of {
             self.damaged.remove(&(job.seq, old));
         }
-        entry.degraded = entry.members.len() < replicas;
+        entry.degraded = Self::is_degraded(&self.config, &self.ring, entry);
         if !entry.former.is_empty() {
             self.extra.insert(job.seq, now);
         }

@@ -40,7 +40,7 @@ pub use simulate::{Flow, Moved, sample, simulate};
 
 use crate::ids::{AgentId, ExtentId, RingVersion, VolumeId};
 use smallvec::SmallVec;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 /// What is placed.
@@ -195,6 +195,13 @@ impl Ring {
         let mut ends = agent.domain.match_indices('/').map(|(end, _)| end);
         let end = self.spec.spread.and_then(|level| ends.nth(usize::from(level) - 1));
         Some(&agent.domain[..end.unwrap_or(agent.domain.len())])
+    }
+
+    /// Whether no two of `agents` share a failure domain. Agents that are not in this ring share none.
+    #[must_use]
+    pub fn is_spread(&self, agents: impl Iterator<Item = AgentId>) -> bool {
+        let mut seen = BTreeSet::new();
+        agents.filter_map(|agent| self.domain(agent)).all(|domain| seen.insert(domain))
     }
 
     /// Whether the first `level` parts of the candidate's path are none of the members'.
