@@ -14,9 +14,7 @@ pub enum Mutation {
     FenceNotPersisted,
     /// Member: says a frame is durable when it has only received it.
     AppendedBeforeCommit,
-    /// Member: an open extent takes appends again after a restart.
-    AppendsAfterRestart,
-    /// Member: data is read, scanned and filled without looking at checksums.
+    /// Member and reads: data is read, scanned and filled without looking at checksums.
     CrcIgnored,
     /// Member: a damaged copy reports its valid prefix as all there was.
     DamageHidden,

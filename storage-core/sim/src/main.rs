@@ -12,9 +12,9 @@ use torus_sim::{Kind, Options, run};
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Args {
-    /// How many seeds to run.
-    #[arg(long, default_value_t = 200)]
-    seeds: u64,
+    /// How many seeds to run; at most so many for each defect with `--mutations`, where it is 2,000 unless given.
+    #[arg(long)]
+    seeds: Option<u64>,
     /// The first seed.
     #[arg(long, default_value_t = 1)]
     from: u64,
@@ -64,6 +64,12 @@ fn main() -> ExitCode {
     seeds(&args, kind)
 }
 
+impl Args {
+    fn seeds(&self) -> u64 {
+        self.seeds.unwrap_or(if self.mutations { 2_000 } else { 200 })
+    }
+}
+
 fn threads(args: &Args) -> usize {
     args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get))
 }
@@ -74,7 +80,7 @@ fn seeds(args: &Args, kind: Kind) -> ExitCode {
     let done = AtomicU64::new(0);
     let batch = Batch {
         from: args.from,
-        seeds: args.seeds,
+        seeds: args.seeds(),
         threads: threads(args),
         kind,
         mutation: None,
@@ -86,7 +92,7 @@ fn seeds(args: &Args, kind: Kind) -> ExitCode {
         if let Some(failure) = failure {
             eprintln!("\r{failure}");
         } else if done.is_multiple_of(50) {
-            eprint!("\r{done} of {} seeds, {:.0} a second ", args.seeds, done as f64 / begun.elapsed().as_secs_f64());
+            eprint!("\r{done} of {} seeds, {:.0} a second ", args.seeds(), done as f64 / begun.elapsed().as_secs_f64());
             let _ = std::io::stderr().flush();
         }
     });
@@ -115,7 +121,7 @@ fn report(outcome: &Outcome, begun: Instant) {
 }
 
 fn trace(args: &Args, kind: Kind) -> ExitCode {
-    for seed in args.from..args.from + args.seeds {
+    for seed in args.from..args.from + args.seeds() {
         let options = Options::draw(seed, kind);
         println!("seed {seed}: {options}");
         match run(seed, options, None, true) {
@@ -130,7 +136,7 @@ fn trace(args: &Args, kind: Kind) -> ExitCode {
 }
 
 fn twice(args: &Args, kind: Kind) -> ExitCode {
-    for seed in args.from..args.from + args.seeds {
+    for seed in args.from..args.from + args.seeds() {
         let first = run(seed, Options::draw(seed, kind), None, false);
         let second = run(seed, Options::draw(seed, kind), None, false);
         match (first, second) {
@@ -141,7 +147,7 @@ fn twice(args: &Args, kind: Kind) -> ExitCode {
             }
         }
     }
-    println!("{} seeds ran twice alike", args.seeds);
+    println!("{} seeds ran twice alike", args.seeds());
     ExitCode::SUCCESS
 }
 
@@ -171,7 +177,7 @@ fn mutations(args: &Args) -> ExitCode {
             }
             None => {
                 escaped += 1;
-                println!("{:<26} {kind:<9} {:>8} {:>6}  NOT CAUGHT in {} seeds", mutation.name(), "-", "-", args.seeds);
+                println!("{:<26} {kind:<9} {:>8} {:>6}  NOT CAUGHT in {} seeds", mutation.name(), "-", "-", args.seeds());
             }
         }
     }
@@ -181,7 +187,7 @@ fn mutations(args: &Args) -> ExitCode {
 /// The first seed that fails with the defect and not without it.
 #[cfg(feature = "mutations")]
 fn catch(args: &Args, kind: Kind, mutation: torus_sim::Mutation) -> Option<torus_sim::Failure> {
-    let end = args.from + args.seeds;
+    let end = args.from + args.seeds();
     let mut from = args.from;
     while from < end {
         let seeds = end - from;

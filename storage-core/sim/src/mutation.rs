@@ -70,14 +70,13 @@ pub fn all() -> Vec<(Mutation, crate::Kind)> {
     ];
     let core = [
         (CoreMutation::EpochIgnored, Scripted),
-        (CoreMutation::FenceNotPersisted, Scripted),
         (CoreMutation::AppendedBeforeCommit, Scripted),
-        (CoreMutation::AppendsAfterRestart, Scripted),
-        (CoreMutation::CrcIgnored, Scripted),
         (CoreMutation::DamageHidden, Scripted),
         (CoreMutation::ResendAppendsAgain, Scripted),
         (CoreMutation::LeaseForgotten, Scripted),
-        (CoreMutation::SealsAtOwnLength, Scripted),
+        (CoreMutation::FenceNotPersisted, Volume),
+        (CoreMutation::CrcIgnored, Volume),
+        (CoreMutation::SealsAtOwnLength, Volume),
         (CoreMutation::AckBeforeAllMembers, Volume),
         (CoreMutation::AckOutOfOrder, Volume),
         (CoreMutation::UnregisteredExtent, Volume),

@@ -3,6 +3,9 @@
 //! Everything is drawn from the seed. Each kind of fault is on in about half of the seeds ("swarm testing"): a world in
 //! which everything fails all the time never gets far enough to be wrong in an interesting way.
 //!
+//! **Profiles.** Some defects show only where several rare things meet. So one seed in ten of the real owner's is bent towards
+//! such a place ([`Profile`]): chance does the rest.
+//!
 //! **Tolerance.** Data may be lost for good on `min_replicas - 1` agents: those are the *spare* ones, and only they are
 //! wiped, rot, or have disks that lie. All others may crash, pause, lose power and be cut off at will, because none of
 //! that may cost an acknowledged write.
@@ -10,6 +13,7 @@
 use crate::disk::DiskFaults;
 use crate::rng::Rng;
 use std::fmt;
+use torus_core::ids::AgentId;
 use torus_core::meta::docs::AckMode;
 use torus_core::time::Duration;
 
@@ -21,6 +25,25 @@ pub enum Kind {
     Volume,
     /// A small owner that lives here, for the member core by itself.
     Scripted,
+}
+
+/// What a seed's world is bent towards.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Profile {
+    /// Power fails all the time under slow disks, and writes are acknowledged on receipt.
+    Blackouts,
+    /// Owners stand still just when their extents were registered; then another one opens the volume and ends, and all
+    /// agents restart.
+    Usurpers,
+    /// A small pool in which little else happens than overwriting, so that garbage is collected all the time.
+    Crowded,
+}
+
+impl Profile {
+    fn of(seed: u64, kind: Kind) -> Option<Self> {
+        let bent = kind == Kind::Volume && seed % 10 == 8;
+        bent.then(|| [Self::Blackouts, Self::Usurpers, Self::Crowded][(seed / 10 % 3) as usize])
+    }
 }
 
 /// One seed's world.
@@ -96,6 +119,14 @@ pub struct Options {
     pub grace: Duration,
     /// Longest time between two faults.
     pub fault_every_max: Duration,
+    /// Failure domains that the agents share; 0: each has its own.
+    pub racks: u64,
+    /// All disks are slow.
+    pub all_slow: bool,
+    /// Owners are usurped just when they have registered extents.
+    pub usurpers: bool,
+    /// Most blocks of one operation.
+    pub operation_blocks_max: u64,
 }
 
 impl Options {
@@ -120,7 +151,7 @@ impl Options {
             flip_on_read_one_in: if rot { rng.within(10..200) } else { 0 },
             error_one_in: if lies && rng.one_in(3) { rng.within(100..1000) } else { 0 },
         };
-        Self {
+        let mut options = Self {
             kind,
             agents,
             disks_per_agent: 1 + rng.index(2),
@@ -156,6 +187,55 @@ impl Options {
             frames_max: *rng.pick(&[1, 2, 8]),
             grace: Duration::from_millis(*rng.pick(&[500, 4_000, 60_000])),
             fault_every_max: Duration::from_millis(*rng.pick(&[60, 400, 1_500])),
+            racks: if kind == Kind::Volume && rng.percent(25) { u64::from(replicas) + rng.within(0..2) } else { 0 },
+            all_slow: false,
+            usurpers: false,
+            operation_blocks_max: 16,
+        };
+        if let Some(profile) = Profile::of(seed, kind) {
+            options.bend(profile, &mut rng);
+        }
+        options
+    }
+
+    /// Without faults that cost time or data.
+    fn calm(&mut self) {
+        self.disk_faults = DiskFaults::default();
+        (self.rot, self.wipes, self.agent_crashes, self.power_cuts, self.agent_pauses) = Default::default();
+        (self.disconnects, self.partitions, self.duplicates) = Default::default();
+        (self.owner_crashes, self.owner_pauses, self.rivals) = Default::default();
+    }
+
+    fn bend(&mut self, profile: Profile, rng: &mut Rng) {
+        self.calm();
+        match profile {
+            Profile::Blackouts => {
+                self.ack_mode = AckMode::Received;
+                (self.power_cuts, self.owner_crashes, self.slow_disks, self.all_slow) = (true, true, true, true);
+                self.fault_every_max = Duration::from_millis(400);
+            }
+            Profile::Usurpers => {
+                (self.usurpers, self.disconnects) = (true, true);
+                self.think_max = Duration::from_millis(20);
+                self.fault_every_max = Duration::from_millis(1_500);
+            }
+            Profile::Crowded => {
+                (self.replicas, self.min_replicas, self.spare_agents) = (1, 1, 0);
+                (self.agents, self.disks_per_agent, self.slots_per_disk) = (1, 1, 12);
+                (self.open_extents, self.volume_blocks) = (1, rng.within(200..600));
+                (self.operations, self.in_flight, self.write_percent) = (900, 16, 85);
+                (self.operation_blocks_max, self.think_max) = (64, Duration::from_micros(200));
+                (self.meta_faults, self.racks) = (rng.one_in(2), 0);
+            }
+        }
+    }
+
+    /// The failure domain of an agent.
+    #[must_use]
+    pub fn domain(racks: u64, agent: AgentId) -> String {
+        match racks {
+            0 => format!("node-{}", agent.0),
+            racks => format!("rack-{}", agent.0 % racks),
         }
     }
 }
@@ -185,6 +265,8 @@ impl fmt::Display for Options {
             ("slow disks", self.slow_disks),
             ("drifting clocks", self.drift),
             ("growing", self.grows),
+            ("racks", self.racks > 0),
+            ("usurpers", self.usurpers),
         ];
         for (name, _) in faults.iter().filter(|(_, on)| *on) {
             write!(f, ", {name}")?;

@@ -6,7 +6,7 @@
 #![allow(missing_docs, reason = "the fields of a message are described by its own line")]
 
 use bytes::Bytes;
-use torus_core::ids::{AgentId, Epoch, Incarnation, Lba, RpcId};
+use torus_core::ids::{AgentId, Blocks, Epoch, ExtentSeq, Incarnation, Lba, RpcId, Vseq};
 use torus_core::meta::{MetaError, MetaOp, MetaReply};
 use torus_core::peer::{FreeSpace, Request, Response, Unanswered};
 use torus_core::time::Instant;
@@ -92,10 +92,21 @@ pub struct Output {
     pub notes: Vec<String>,
 }
 
+/// An owner's address map at a moment when everything it has acknowledged is durable: which block lies where.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Picture {
+    /// The last record that it contains.
+    pub vseq: Vseq,
+    /// The blocks that were ever written, in order.
+    pub places: Vec<(Lba, ExtentSeq, Blocks)>,
+}
+
 /// An owner's core.
 pub trait Owner {
     /// Takes one event.
     fn step(&mut self, now: Instant, input: Input, out: &mut Output);
+    /// Its address map, if it serves and has one to show.
+    fn picture(&self) -> Option<Picture>;
     /// When it wants [`Input::Tick`] if nothing else happens, as of now.
     fn deadline(&self, now: Instant) -> Option<Instant>;
 }

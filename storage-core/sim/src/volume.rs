@@ -1,11 +1,11 @@
 //! The real owner, as the world drives it.
 
 use crate::options::Options;
-use crate::owner::{Done, Input, Op, Output, Owner, Run, Seen};
+use crate::owner::{Done, Input, Op, Output, Owner, Picture, Run, Seen};
 use crate::world::VOLUME;
 use std::sync::Arc;
 use torus_core::block::{Effects, Event, IoDone, IoError, IoId, IoOp, Volume, VolumeConfig, VolumeState};
-use torus_core::ids::AgentId;
+use torus_core::ids::{AgentId, Blocks, Lba};
 use torus_core::log::recover::Claim;
 use torus_core::log::{AgentView, MetaId, Send};
 use torus_core::meta::docs::Holder;
@@ -19,6 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub struct VolumeOwner {
     volume: Volume,
     replicas: u8,
+    racks: u64,
     /// The agents that the ring in force was made of.
     ring: Vec<AgentId>,
     state: VolumeState,
@@ -44,9 +45,10 @@ impl VolumeOwner {
             frames_max: options.frames_max,
             grace: options.grace,
         };
-        let volume = Volume::new(config, ring_of(&[], options.replicas));
+        let volume = Volume::new(config, ring_of(&[], options.replicas, options.racks));
         let state = volume.state();
-        Self { volume, replicas: options.replicas, ring: Vec::new(), state, effects: Effects::default() }
+        let (replicas, racks) = (options.replicas, options.racks);
+        Self { volume, replicas, racks, ring: Vec::new(), state, effects: Effects::default() }
     }
 
     fn one(&mut self, now: Instant, event: Event) {
@@ -56,7 +58,7 @@ impl VolumeOwner {
     fn agents(&mut self, now: Instant, seen: Vec<Seen>) {
         let ids: Vec<AgentId> = seen.iter().map(|seen| seen.id).collect();
         if ids != self.ring {
-            self.one(now, Event::Ring(ring_of(&ids, self.replicas)));
+            self.one(now, Event::Ring(ring_of(&ids, self.replicas, self.racks)));
             self.ring = ids;
         }
         let view = |seen: Seen| AgentView {
@@ -106,6 +108,22 @@ impl Owner for VolumeOwner {
         self.carry_out(out);
     }
 
+    fn picture(&self) -> Option<Picture> {
+        let serving = self.volume.serving()?;
+        let (map, log) = (&serving.map, &serving.log);
+        let vseq = log.writer.acked();
+        if log.writer.lac() != vseq {
+            return None;
+        }
+        let mut places = Vec::new();
+        for run in map.get(Lba(0), map.blocks()) {
+            let Some(at) = run.at else { continue };
+            let seq = log.table.at(at.extent).seq;
+            places.extend((0..run.blocks).map(|i| (Lba(run.lba.0 + i), seq, at.block + i as Blocks)));
+        }
+        Some(Picture { vseq, places })
+    }
+
     fn deadline(&self, now: Instant) -> Option<Instant> {
         self.volume.deadline(now)
     }
@@ -131,10 +149,10 @@ fn outcome(result: Result<IoDone, IoError>) -> Done {
     }
 }
 
-/// The ring of these agents, each a domain of its own.
-fn ring_of(agents: &[AgentId], replicas: u8) -> Arc<Ring> {
+/// The ring of these agents.
+fn ring_of(agents: &[AgentId], replicas: u8, racks: u64) -> Arc<Ring> {
     let kind = if agents.is_empty() { "empty" } else { "rendezvous" };
-    let agent = |id: &AgentId| RingAgent { id: *id, weight: 1, domain: format!("node-{}", id.0) };
+    let agent = |id: &AgentId| RingAgent { id: *id, weight: 1, domain: Options::domain(racks, *id) };
     let agents = agents.iter().map(agent).collect();
     let spec = RingSpec { kind: kind.into(), replicas, spread: None, agents, options: serde_json::Value::Null };
     Arc::new(Ring::new(&spec).expect("a ring of plain agents is sound"))

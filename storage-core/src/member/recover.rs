@@ -246,7 +246,7 @@ impl DiskCore {
                     frames: scan.frames,
                     suspect_end: scan.suspect_end,
                     written: true,
-                    ..OpenCopy::new(copy, active(Mutation::AppendsAfterRestart).then_some(copy.epoch))
+                    ..OpenCopy::new(copy, None)
                 };
                 self.commits.pending().reaches.insert(number, copy.frames.reach());
                 Content::Open(Box::new(copy))

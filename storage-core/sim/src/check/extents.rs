@@ -7,17 +7,21 @@
 //! 2. (I7, I17) No acknowledged write lies only beyond a seal.
 //! 3. (I13, I14) A member of a registered extent's ensemble never gives its copy up; unless the extent is sealed at block 0:
 //!    then there is no copy to speak of, but a slot to give back.
+//!    Nor does a member of a checkpoint that HEAD names.
 //! 4. (I15) Others give theirs up only when the whole ensemble has closed its copies, alike.
+//! 5. (I16) No two members of an ensemble share a failure domain, unless it is recorded as degraded.
 
 use super::Violation;
 use super::frames::{Frames, Place};
 use super::history::History;
+use crate::options::Options;
 use crate::payload::WriteNo;
-use std::collections::BTreeMap;
-use torus_core::format::Digest;
-use torus_core::ids::{AgentId, Blocks, ExtentId, Lba, VolumeId};
-use torus_core::meta::docs::{self, ExtentDoc, Seal};
+use std::collections::{BTreeMap, BTreeSet};
+use torus_core::format::{Digest, Stream};
+use torus_core::ids::{AgentId, Blocks, ExtentId, ExtentSeq, Lba, VolumeId};
+use torus_core::meta::docs::{self, ExtentDoc, HeadDoc, Seal};
 use torus_core::meta::{Txn, Write, keys};
+use torus_core::peer::Copy;
 
 /// What is known of one extent.
 #[derive(Debug, Clone)]
@@ -30,6 +34,9 @@ struct Known {
     closed: BTreeMap<AgentId, (Blocks, Digest)>,
     /// Its key is in the store.
     registered: bool,
+    stream: Stream,
+    /// What members said of their copies when they were last fenced.
+    told: BTreeMap<AgentId, Copy>,
 }
 
 /// All extents that were ever registered.
@@ -37,13 +44,16 @@ struct Known {
 pub struct Extents {
     volume: VolumeId,
     known: BTreeMap<ExtentId, Known>,
+    /// Extents of the checkpoint in force.
+    head: Vec<ExtentSeq>,
+    racks: u64,
 }
 
 impl Extents {
-    /// Of one volume.
+    /// Of one volume, whose agents share this many failure domains.
     #[must_use]
-    pub fn new(volume: VolumeId) -> Self {
-        Self { volume, known: BTreeMap::new() }
+    pub fn new(volume: VolumeId, racks: u64) -> Self {
+        Self { volume, known: BTreeMap::new(), head: Vec::new(), racks }
     }
 
     /// The store has carried out `txn`.
@@ -54,6 +64,14 @@ impl Extents {
         let prefix = keys::extents(self.volume);
         for write in &txn.then {
             let (Write::Put { key, .. } | Write::Delete(key)) = write;
+            if let Write::Put { value, .. } = write
+                && *key == keys::volume_head(self.volume)
+            {
+                match docs::decode::<HeadDoc>(key, value) {
+                    Ok(head) => self.head = head.extents.iter().map(|extent| extent.seq).collect(),
+                    Err(error) => return Violation::new("I13", format!("an owner wrote nonsense: {error}")),
+                }
+            }
             let Some(seq) = key.starts_with(&prefix).then(|| keys::parse_extent(key)).flatten() else { continue };
             let extent = ExtentId { volume: self.volume, seq };
             match write {
@@ -72,8 +90,16 @@ impl Extents {
     }
 
     fn put(&mut self, extent: ExtentId, doc: ExtentDoc, frames: &Frames, history: &History) -> Result<(), Violation> {
-        let fresh =
-            Known { ensembles: Vec::new(), seal: None, digest: None, closed: BTreeMap::new(), registered: false };
+        self.apart(extent, &doc)?;
+        let fresh = Known {
+            ensembles: Vec::new(),
+            seal: None,
+            digest: None,
+            closed: BTreeMap::new(),
+            registered: false,
+            stream: doc.stream,
+            told: BTreeMap::new(),
+        };
         let known = self.known.entry(extent).or_insert(fresh);
         let again = !known.registered && !known.ensembles.is_empty();
         if again && (known.seal.is_none() || known.seal != doc.sealed) {
@@ -92,6 +118,39 @@ impl Extents {
             }
             _ => Ok(()),
         }
+    }
+
+    /// I16.
+    fn apart(&self, extent: ExtentId, doc: &ExtentDoc) -> Result<(), Violation> {
+        let domains: BTreeSet<String> = doc.members.iter().map(|agent| Options::domain(self.racks, *agent)).collect();
+        match doc.degraded || domains.len() == doc.members.len() {
+            true => Ok(()),
+            false => Violation::new("I16", format!("extent {extent} lies on {:?}, in {domains:?}", doc.members)),
+        }
+    }
+
+    /// A member was fenced, and said this of its copies.
+    pub fn told(&mut self, agent: AgentId, copies: &[(ExtentSeq, Copy)]) {
+        for (seq, copy) in copies {
+            if let Some(known) = self.known.get_mut(&ExtentId { volume: self.volume, seq: *seq }) {
+                known.told.insert(agent, *copy);
+            }
+        }
+    }
+
+    /// An open extent of which no copy proves where it ends: some are gone for good with their agents, and none of the others
+    /// is sound. An owner that opened the volume all the same would be guessing.
+    #[must_use]
+    pub fn undecidable(&self, exists: impl Fn(AgentId) -> bool) -> Option<ExtentId> {
+        let doubtful = |copy: &Copy| matches!(copy, Copy::Unknown | Copy::Open { damaged: true, .. });
+        let open = self.known.iter().filter(|(_, x)| x.registered && x.seal.is_none() && x.stream == Stream::Log);
+        let mut found = open.filter(|(_, x)| {
+            x.ensembles.last().is_some_and(|members| {
+                let (left, gone): (Vec<AgentId>, Vec<AgentId>) = members.iter().partition(|agent| exists(**agent));
+                !gone.is_empty() && left.iter().all(|agent| x.told.get(agent).is_some_and(doubtful))
+            })
+        });
+        found.next().map(|(extent, _)| *extent)
     }
 
     /// A seal leaves nothing acknowledged behind: I7.
@@ -157,6 +216,10 @@ impl Extents {
         digest: Digest,
     ) -> Result<(), Violation> {
         let Some(known) = self.known.get_mut(&extent) else { return Ok(()) };
+        if let Some(seal) = known.seal.filter(|seal| seal.length != length) {
+            let what = format!("{agent:?} closes extent {extent} at block {length}, and its seal is {seal:?}");
+            return Violation::new("I6", what);
+        }
         known.closed.insert(agent, (length, digest));
         let (first_length, first) = *known.digest.get_or_insert((length, digest));
         if first_length == length && first != digest {
@@ -170,6 +233,9 @@ impl Extents {
     /// # Errors
     /// I13 when it belongs to the ensemble of a registered extent, I15 when not all of those are whole.
     pub fn deleted(&self, extent: ExtentId, agent: AgentId) -> Result<(), Violation> {
+        if self.head.contains(&extent.seq) {
+            return Violation::new("I13", format!("extent {extent} is deleted, and the checkpoint in force is in it"));
+        }
         let Some(known) = self.known.get(&extent).filter(|known| known.registered) else { return Ok(()) };
         let (Some(members), Some(seal)) = (known.ensembles.last(), known.seal) else {
             return Violation::new("I13", format!("extent {extent} is deleted while it is written"));

@@ -4,14 +4,15 @@
 //! |---|---|
 //! | [`history`] | I1 acked writes read back, I2 reads are of initiated writes, I3 exposed outcomes stay, I4 one writer, I18 no corrupt bytes, I19 flushes hold |
 //! | [`frames`] | I5 acked only in registered extents, I8 one frame per place, I9 one content per vseq; and that an ack finds its frames durable on the whole ensemble |
-//! | [`extents`] | I6 one seal per extent, I7 and I17 no seal below an acked record, I13 to I15 nothing needed is deleted |
+//! | [`extents`] | I6 one seal per extent, I7 and I17 no seal below an acked record, I13 to I15 nothing needed is deleted, I16 copies lie apart |
+//! | [`maps`] | I10 the map is the checkpoint plus its replay, I11 replaying is deterministic |
 //!
-//! I10 and I11 (the map is the checkpoint plus its replay, and replaying is deterministic) show in [`history`]: owners
-//! crash at any event, and every block is read back by a fresh one. I21 and I22 are the world's healed phase.
+//! I21 and I22 are the world's healed phase. I12 shows in [`history`].
 
 pub mod extents;
 pub mod frames;
 pub mod history;
+pub mod maps;
 
 /// A broken invariant.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]

@@ -11,7 +11,7 @@ mod recovery;
 mod serving;
 
 use crate::options::Options;
-use crate::owner::{Done, Input, Op, Output, Owner, Run, Seen};
+use crate::owner::{Done, Input, Op, Output, Owner, Picture, Run, Seen};
 use crate::rng::Rng;
 use crate::world::VOLUME;
 use recovery::Recovery;
@@ -233,6 +233,10 @@ impl Owner for Scripted {
                 out.ended = Some(why);
             }
         }
+    }
+
+    fn picture(&self) -> Option<Picture> {
+        None
     }
 
     fn deadline(&self, _: Instant) -> Option<Instant> {

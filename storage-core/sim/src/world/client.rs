@@ -9,8 +9,8 @@ use crate::payload::{self, Content, WriteNo};
 use torus_core::ids::{BLOCK_SIZE, Lba};
 use torus_core::meta::docs::AckMode;
 
-/// Most blocks of one operation.
-const OPERATION_BLOCKS_MAX: u64 = 16;
+/// Blocks that are read back at a time.
+const READ_BACK_BLOCKS: u64 = 16;
 
 /// An operation under way.
 #[derive(Debug)]
@@ -83,7 +83,7 @@ impl World {
         if self.rng.one_in(60) {
             self.workload.hot = self.rng.within(0..blocks);
         }
-        let most = OPERATION_BLOCKS_MAX.min(blocks);
+        let most = self.options.operation_blocks_max.min(blocks);
         let length = if self.rng.percent(50) { 1 } else { self.rng.within(1..most + 1) };
         let lba = if self.rng.percent(60) { self.workload.hot + self.rng.within(0..24) } else { self.rng.bits() };
         let lba = Lba(lba % (blocks - length + 1));
@@ -105,7 +105,7 @@ impl World {
     fn next_read_back(&mut self) -> Option<Op> {
         let lba = self.workload.read_back;
         let left = self.workload.blocks - lba;
-        let blocks = left.min(OPERATION_BLOCKS_MAX);
+        let blocks = left.min(READ_BACK_BLOCKS);
         self.workload.read_back += blocks;
         (blocks > 0).then_some(Op::Read { lba: Lba(lba), blocks: blocks as u32 })
     }

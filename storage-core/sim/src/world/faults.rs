@@ -150,6 +150,31 @@ impl World {
         }
     }
 
+    /// Sometimes the owner whose extents were just registered stands still before it hears of it, and another one takes over.
+    pub(super) fn usurp(&mut self, run: Run) {
+        if !self.is_faulty() || self.owners.len() > 1 || !self.rng.one_in(3) {
+            return;
+        }
+        let length = self.some_ms(5_000, 8_000);
+        self.pause_owner(run, length);
+        let opens = self.some_ms(1, 300);
+        self.push(opens, Event::Open);
+        let over = self.some_ms(3_000, 4_500);
+        self.push(over, Event::Usurped { run });
+    }
+
+    pub(super) fn usurped(&mut self, run: Run) {
+        if !self.is_faulty() {
+            return;
+        }
+        for other in self.runs_now().into_iter().filter(|other| *other != run) {
+            self.crash_owner(other, "killed");
+        }
+        for agent in self.agents.keys().copied().collect::<Vec<_>>() {
+            self.crash_and_restart(agent, false);
+        }
+    }
+
     fn crash_and_restart(&mut self, agent: AgentId, power: bool) {
         self.crash_agent(agent, power);
         let pause = if self.rng.one_in(4) { self.some_ms(500, 6_000) } else { self.some_ms(2, 500) };

@@ -22,11 +22,12 @@ use crate::check::Violation;
 use crate::check::extents::Extents;
 use crate::check::frames::Frames;
 use crate::check::history::History;
+use crate::check::maps::Maps;
 use crate::meta::SimMeta;
 use crate::mutation::WorldMutation;
 use crate::net::{Conn, Net};
 use crate::options::Options;
-use crate::owner::{Input, Run};
+use crate::owner::{Input, Picture, Run};
 use crate::rng::Rng;
 use crate::trace::Trace;
 use client::Workload;
@@ -73,6 +74,8 @@ enum Event {
     Fault,
     /// An agent comes back.
     StartAgent { agent: AgentId },
+    /// All agents restart, and all owners but the one that stands still end.
+    Usurped { run: Run },
     /// A paused agent goes on.
     ResumeAgent { agent: AgentId },
     /// A paused owner goes on.
@@ -105,6 +108,9 @@ pub struct World {
     net: Net,
     frames: Frames,
     extents: Extents,
+    maps: Maps,
+    /// Maps of owners that have ended, not looked at yet.
+    last_pictures: Vec<Picture>,
     history: History,
     workload: Workload,
     phase: Phase,
@@ -128,6 +134,8 @@ pub struct Counts {
     pub deletes: u64,
     /// Frames written.
     pub frames: u64,
+    /// Worlds that ended with nobody able to tell what was acknowledged, and no owner that pretends to.
+    pub refused: u64,
     /// Blocks read and judged.
     pub blocks_read: u64,
     /// World time, milliseconds.
@@ -155,7 +163,9 @@ impl World {
             meta_down_until: Instant(0),
             net: Net::default(),
             frames: Frames::new(seed),
-            extents: Extents::new(VOLUME),
+            extents: Extents::new(VOLUME, options.racks),
+            maps: Maps::default(),
+            last_pictures: Vec::new(),
             history: History::new(options.ack_mode, options.volume_blocks),
             workload: Workload::new(options.volume_blocks),
             phase: Phase::Faults,
@@ -243,6 +253,10 @@ impl World {
             Event::Grow => self.grow(),
             Event::Fault => self.fault(),
             Event::StartAgent { agent } => self.start_agent(agent),
+            Event::Usurped { run } => {
+                self.usurped(run);
+                Ok(())
+            }
             Event::ResumeAgent { agent } => {
                 self.resume_agent(agent);
                 Ok(())

@@ -61,7 +61,7 @@ impl World {
         self.agents_made += 1;
         let id = AgentId(self.agents_made);
         let clock = self.draw_clock();
-        let slow = self.options.slow_disks && self.rng.one_in(4);
+        let slow = self.options.slow_disks && (self.options.all_slow || self.rng.one_in(4));
         let node = AgentNode::new(id, clock, &self.options, slow, &mut self.rng);
         self.agents.insert(id, node);
         id
@@ -196,6 +196,9 @@ impl World {
     }
 
     fn checks_response(&mut self, agent: AgentId, source: &Source, response: &Response) -> Result<(), Violation> {
+        if let Response::Fenced { extents, .. } = response {
+            self.extents.told(agent, extents);
+        }
         let Some(extent) = source.about else { return Ok(()) };
         match response {
             Response::Sealed { length, digest } => self.extents.member_sealed(extent, agent, *length, *digest),
@@ -234,6 +237,7 @@ impl World {
 
     pub(super) fn crash_owner(&mut self, run: Run, why: &str) {
         let Some(node) = self.owners.remove(&run) else { return };
+        self.last_pictures.extend(node.core.picture());
         self.trace.note(self.now, &[21, run.0], || format!("{run:?} ends: {why}"));
         for agent in self.net.peers(run) {
             self.net.disconnect(run, agent);
@@ -324,6 +328,10 @@ impl World {
         self.history.serves(epoch)?;
         if let Some(node) = self.owners.get_mut(&run) {
             node.serving = Some(epoch);
+            self.last_pictures.extend(node.core.picture());
+        }
+        for picture in std::mem::take(&mut self.last_pictures) {
+            self.maps.taken(picture)?;
         }
         self.push(Duration::ZERO, Event::Client { run });
         Ok(())

@@ -42,6 +42,19 @@ pub(super) enum Phase {
     Over,
 }
 
+impl Phase {
+    /// When it must be over.
+    fn until(self) -> Option<Instant> {
+        match self {
+            Phase::Healed { until }
+            | Phase::Progress { until, .. }
+            | Phase::Closing { until, .. }
+            | Phase::ReadBack { until, .. } => Some(until),
+            Phase::Faults | Phase::Over => None,
+        }
+    }
+}
+
 impl World {
     /// What is there before anything happens.
     pub(super) fn prepare(&mut self) {
@@ -104,6 +117,16 @@ impl World {
     /// Goes on to the next phase when this one is over.
     pub(super) fn review(&mut self) -> Result<(), Violation> {
         let now = self.now;
+        if self.phase.until().is_some_and(|until| now >= until) && self.newest_serving().is_none() {
+            // Copies whose ends a power cut tore, beside ones that are gone for good, prove nothing: to refuse is right.
+            let exists = |agent| self.agents.contains_key(&agent);
+            if let Some(extent) = self.extents.undecidable(exists) {
+                self.trace.note(now, &[51], || format!("nobody can tell where {extent} ends"));
+                self.counts.refused += 1;
+                self.phase = Phase::Over;
+                return Ok(());
+            }
+        }
         match self.phase {
             Phase::Faults => {
                 let issued_all = self.workload.issued >= self.options.operations && self.nothing_under_way();

@@ -1,11 +1,12 @@
 //! Messages on their way.
 
-use super::{Event, World};
+use super::{Event, VOLUME, World};
 use crate::check::Violation;
 use crate::net::{Conn, Way};
 use crate::owner::{Input, Run};
 use torus_core::ids::{AgentId, RpcId};
-use torus_core::meta::{MetaError, MetaOp, MetaReply};
+use torus_core::meta::docs::{self, ExtentDoc};
+use torus_core::meta::{MetaError, MetaOp, MetaReply, Txn, Write, keys};
 use torus_core::peer::{Rejection, Request, Response, Unanswered};
 use torus_core::time::{Duration, Instant};
 
@@ -181,6 +182,9 @@ impl World {
         });
         if let (MetaOp::Txn(txn), MetaReply::Committed(_)) = (op, &reply) {
             self.extents.committed(txn, &self.frames, &self.history)?;
+            if self.options.usurpers && answered && registers(txn) {
+                self.usurp(run);
+            }
         }
         if answered {
             let back = self.trip() + Duration::from_micros(200);
@@ -209,6 +213,17 @@ impl World {
     pub(super) fn end_metadata_outage(&mut self) {
         self.meta_down_until = Instant(0);
     }
+}
+
+/// Whether extents are registered by it.
+fn registers(txn: &Txn) -> bool {
+    let prefix = keys::extents(VOLUME);
+    txn.then.iter().any(|write| match write {
+        Write::Put { key, value, .. } if key.starts_with(&prefix) => {
+            docs::decode::<ExtentDoc>(key, value).is_ok_and(|doc| doc.sealed.is_none())
+        }
+        _ => false,
+    })
 }
 
 /// A request in a line.
