@@ -203,7 +203,8 @@ fn an_extent_lives_from_its_creation_to_its_deletion() {
         };
         let Response::Data { bytes, .. } = owner.ask(read(second, 5, 256)).await else { panic!("data") };
         assert_eq!(bytes, payload(256, 2));
-        let Response::Deleted { free } = owner.ask(Request::Delete { extent: EXTENT, epoch: second, copy: 0 }).await else {
+        let Response::Deleted { free } = owner.ask(Request::Delete { extent: EXTENT, epoch: second, copy: 0 }).await
+        else {
             panic!("deleted")
         };
         assert_eq!(free.free, free.total);

@@ -177,7 +177,13 @@ fn mutations(args: &Args) -> ExitCode {
             }
             None => {
                 escaped += 1;
-                println!("{:<26} {kind:<9} {:>8} {:>6}  NOT CAUGHT in {} seeds", mutation.name(), "-", "-", args.seeds());
+                println!(
+                    "{:<26} {kind:<9} {:>8} {:>6}  NOT CAUGHT in {} seeds",
+                    mutation.name(),
+                    "-",
+                    "-",
+                    args.seeds()
+                );
             }
         }
     }

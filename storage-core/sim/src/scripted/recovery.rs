@@ -305,12 +305,24 @@ impl Recovery {
                 }
                 Some(Step::Fill { seq, to, offset, bytes }) => {
                     let bytes = smallvec::smallvec![bytes.clone()];
-                    (*to, Request::Fill { extent: Base::id(*seq), epoch, stream: STREAM, copy: 0, offset: *offset, bytes })
+                    (
+                        *to,
+                        Request::Fill {
+                            extent: Base::id(*seq),
+                            epoch,
+                            stream: STREAM,
+                            copy: 0,
+                            offset: *offset,
+                            bytes,
+                        },
+                    )
                 }
                 Some(Step::Seal { seq, agent, length }) => {
                     (*agent, Request::Seal { extent: Base::id(*seq), epoch, length: *length })
                 }
-                Some(Step::Delete { seq, agent }) => (*agent, Request::Delete { extent: Base::id(*seq), epoch, copy: 0 }),
+                Some(Step::Delete { seq, agent }) => {
+                    (*agent, Request::Delete { extent: Base::id(*seq), epoch, copy: 0 })
+                }
                 Some(Step::Create { agent }) => {
                     let Some((seq, _)) = &self.new else { return Turn::End("no new extent".into()) };
                     let extent = Base::id(*seq);
