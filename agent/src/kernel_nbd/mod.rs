@@ -104,20 +104,22 @@ pub struct Shape {
     pub read_only: bool,
     /// Whom it belongs to: the same text, and no other, gets it again.
     pub identifier: String,
-    /// How long requests wait when no process serves it; whole seconds, at least one.
-    pub dead_time: Duration,
+    /// How long requests wait when no process serves it; whole seconds, at least one. `None`: [`DEAD_TIME_DEFAULT`] for a
+    /// new device, and for one that is taken over what it has.
+    pub dead_time: Option<Duration>,
 }
 
 impl Shape {
     fn attributes(&self, socket: &OwnedFd) -> Vec<Attribute> {
-        vec![
+        let mut attributes = vec![
             Attribute::SizeBytes(self.size_bytes),
             Attribute::BlockSizeBytes(BLOCK_SIZE as u64),
             Attribute::ServerFlags(TransmissionFlags::of_export(self.read_only).0.into()),
-            Attribute::DeadConnectionSecs(self.dead_time.as_secs().max(1)),
             Attribute::Backend(self.identifier.clone()),
             Attribute::Socket(socket.as_raw_fd()),
-        ]
+        ];
+        attributes.extend(self.dead_time.map(|time| Attribute::DeadConnectionSecs(time.as_secs().max(1))));
+        attributes
     }
 }
 
@@ -161,6 +163,7 @@ fn may_administer() -> bool {
 pub fn connect(shape: &Shape) -> Result<(Device, UnixStream), KernelNbdError> {
     let family = Family::open()?;
     let (ours, theirs) = pair()?;
+    let shape = &Shape { dead_time: shape.dead_time.or(Some(DEAD_TIME_DEFAULT)), ..shape.clone() };
     let mut attributes = shape.attributes(&theirs);
     attributes.push(Attribute::TimeoutSecs(0));
     let asked = Asked { doing: "connect", device: None };
@@ -380,13 +383,13 @@ mod tests {
     }
 
     fn shape() -> Shape {
-        Shape { size_bytes: 1 << 20, read_only: false, identifier: "t".into(), dead_time: DEAD_TIME_DEFAULT }
+        Shape { size_bytes: 1 << 20, read_only: false, identifier: "t".into(), dead_time: None }
     }
 
     #[test]
     fn a_wait_of_less_than_a_second_is_one() {
         let (_ours, theirs) = pair().unwrap();
-        let attributes = Shape { dead_time: Duration::from_millis(10), ..shape() }.attributes(&theirs);
+        let attributes = Shape { dead_time: Some(Duration::from_millis(10)), ..shape() }.attributes(&theirs);
         assert!(attributes.contains(&Attribute::DeadConnectionSecs(1)), "0 would mean that nothing waits");
     }
 }

@@ -5,7 +5,7 @@ use super::tool::ToolError;
 use super::{NodeError, filesystem, loopdev, mounts};
 use crate::device::{BlockDevice, ReadOnly, Unaligned};
 use crate::fuse::{FuseError, Mounted};
-use crate::kernel_nbd::{self, DEAD_TIME_DEFAULT, Device, KernelDevice, KernelNbdError, Shape};
+use crate::kernel_nbd::{self, Device, KernelDevice, KernelNbdError, Shape};
 use crate::nbd::{Export, ExportError, Server};
 use crate::owner::VolumeDevice;
 use crate::process::told;
@@ -123,6 +123,8 @@ pub(super) struct Plan<'a> {
     pub place: &'a Path,
     /// What a process that is gone has left, and waits for the next.
     pub orphan: Option<&'a Record>,
+    /// How long requests wait for the next process, where the kind lets them; `None`: as long as usual.
+    pub dead_time: Option<Duration>,
 }
 
 impl HostDevice {
@@ -208,7 +210,7 @@ impl NbdDevice {
             size_bytes: info.size_bytes,
             read_only: info.read_only,
             identifier: identifier(plan.volume),
-            dead_time: DEAD_TIME_DEFAULT,
+            dead_time: plan.dead_time,
         };
         let (server, export) = (Server::new(), plan.volume.to_string());
         server.add(Export { name: export.clone(), description: "Torus volume".into(), device: shown })?;

@@ -31,6 +31,9 @@ const LOCK_PAUSE: Duration = Duration::from_millis(20);
 pub struct Wish {
     /// The kind of device; `None`: the best there is.
     pub kind: Option<Kind>,
+    /// How long requests wait for the next process when this one is gone, where the kind of device lets them wait; `None`:
+    /// as long as usual.
+    pub dead_time: Option<Duration>,
     /// Take no writes.
     pub read_only: bool,
     /// How the volume is opened.
@@ -162,7 +165,8 @@ impl Kept {
             // Known before it is there, so that a crash in between leaves nothing that nobody knows of.
             save(&records, orphan.as_ref().unwrap_or(&record)).await?;
             let place = records.place(info.id);
-            let plan = Plan { kind, volume: info.id, place: &place, orphan: orphan.as_ref() };
+            let plan =
+                Plan { kind, volume: info.id, place: &place, orphan: orphan.as_ref(), dead_time: wish.dead_time };
             HostDevice::show(shown, plan).await.map_err(wrap)
         };
         let mut host = match showing.await {

@@ -49,6 +49,10 @@ pub struct Args {
     /// The filesystem it must hold, or is to be made: ext4 or xfs [default: what it holds, or ext4].
     #[arg(long, value_name = "FS", requires = "mount")]
     fs: Option<Filesystem>,
+    /// With kernel NBD: how long requests wait when the process that serves the device is gone, before they fail
+    /// [default: 300].
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=31_536_000))]
+    dead_time: Option<u64>,
     /// Take no writes.
     #[arg(long)]
     read_only: bool,
@@ -395,6 +399,7 @@ impl Keeping {
             let side = Control { runtime: tokio::runtime::Handle::current(), store };
             let wish = Wish {
                 kind: args.device.kind(),
+                dead_time: args.dead_time.map(Duration::from_secs),
                 read_only: args.read_only,
                 owner: OwnerConfig { force: args.fence, ..OwnerConfig::new() },
                 role: Role::Background,

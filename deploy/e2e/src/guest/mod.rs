@@ -69,6 +69,7 @@ impl Image {
             archive.directory(directory)?;
         }
         archive.file("/init", 0o755, INIT.as_bytes())?;
+        archive.file("/etc/hosts", 0o644, b"127.0.0.1 localhost\n")?;
         let mut image = Self { kernel: Kernel::newest()?, archive, modules: Vec::new(), scratch };
         image.place(&which("busybox")?, "/bin/busybox")?;
         Ok(image)
