@@ -1,9 +1,12 @@
 //! The Torus agent: see the crate description.
 
+pub mod busy;
 pub mod clock;
 pub mod device;
 pub mod fuse;
+pub mod grpc;
 pub mod kernel_nbd;
+pub mod listen;
 pub mod metadata;
 pub mod nbd;
 pub mod node;

@@ -78,6 +78,8 @@ pub enum Command {
     Attached(commands::attach::ListArgs),
     /// Unmount a volume, take its device away, let it go
     Detach(commands::attach::DetachArgs),
+    /// The FlexVolume driver of this host
+    Flex(commands::flex::Args),
     /// See it work: three agents on this machine, a volume, a failure, a recovery
     Demo(commands::demo::Args),
     /// Where new data goes

@@ -1,10 +1,15 @@
-//! `torus-agent`: keeps extents on this machine's disks and serves them to the owners of volumes.
+//! `torus-agent`: keeps extents on this machine's disks and serves them to the owners of volumes, attaches volumes on this
+//! machine for Kubernetes, or both.
 
 use clap::CommandFactory as _;
 use std::process::ExitCode;
+use std::sync::Arc;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use torus_agent::process::args::Args;
+use tokio_util::sync::CancellationToken;
+use torus_agent::node::Attachments;
+use torus_agent::process::args::{Args, RoleArg};
 use torus_agent::process::file::{Unreadable, parse};
+use torus_agent::process::node::{self, NodePart};
 use torus_agent::process::{Agent, RunError, StartError, exit_code, logging, told};
 
 /// Settings that make no sense.
@@ -32,20 +37,85 @@ fn main() -> ExitCode {
     }
 }
 
+/// What runs, by the agent's roles.
+struct Parts {
+    storage: Option<Agent>,
+    node: Option<NodePart>,
+    /// Ends HTTP where there is no storage to serve it.
+    stop: CancellationToken,
+}
+
+impl Parts {
+    async fn start(args: &Args) -> Result<Parts, StartError> {
+        let (config, meta) = args.config()?;
+        let store = torus_agent::metadata::connect(&meta).await?;
+        let node = args.node(&config);
+        let stop = CancellationToken::new();
+        let storage = match args.has(RoleArg::Storage) {
+            true => Some(Agent::start(config, Arc::clone(&store)).await?),
+            false => None,
+        };
+        let http = if storage.is_none() { node::listen(&args.config()?.0).await? } else { None };
+        let node = match node {
+            Some(config) => {
+                let (name, attached) = (config.name.clone(), Attachments::at(config.attached_dir.clone()));
+                let part = NodePart::start(config, store).await?;
+                if let Some(listener) = http {
+                    tokio::spawn(node::http(listener, name, attached, stop.clone()));
+                }
+                Some(part)
+            }
+            None => None,
+        };
+        Ok(Parts { storage, node, stop })
+    }
+
+    /// Waits until a part has ended without having been asked to: why.
+    async fn failed(&mut self) -> RunError {
+        let storage = async {
+            match &mut self.storage {
+                Some(agent) => agent.failed().await,
+                None => std::future::pending().await,
+            }
+        };
+        let node = async {
+            match &mut self.node {
+                Some(node) => node.failed().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            error = storage => error,
+            () = node => RunError::Node,
+        }
+    }
+
+    /// The volumes on this host first: their owners may still have something to write to this host's disks.
+    async fn stop(self) {
+        if let Some(node) = self.node {
+            node.stop().await;
+        }
+        self.stop.cancel();
+        if let Some(agent) = self.storage {
+            agent.stop().await;
+        }
+    }
+}
+
 async fn run(args: &Args) -> ExitCode {
-    let (mut agent, mut signals) = match start(args).await {
+    let (mut parts, mut signals) = match start(args).await {
         Ok(started) => started,
         Err(error) => return complain(exit_code(&error), &told(&error)),
     };
     tokio::select! {
-        error = agent.failed() => match error {
+        error = parts.failed() => match error {
             RunError::Displaced(_) => return complain(EXIT_REFUSED, &error.to_string()),
-            RunError::DataPlane => return complain(1, &error.to_string()),
+            RunError::DataPlane | RunError::Node => return complain(1, &error.to_string()),
         },
         name = signals.next() => tracing::info!("{name}: stopping; the same again stops at once"),
     }
     tokio::select! {
-        _ = agent.stop() => ExitCode::SUCCESS,
+        () = parts.stop() => ExitCode::SUCCESS,
         name = signals.next() => {
             tracing::warn!("{name} again: stopped at once");
             ExitCode::FAILURE
@@ -53,15 +123,10 @@ async fn run(args: &Args) -> ExitCode {
     }
 }
 
-async fn start(args: &Args) -> Result<(Agent, Signals), StartError> {
-    let (config, meta) = args.config()?;
+async fn start(args: &Args) -> Result<(Parts, Signals), StartError> {
     let mut signals = Signals::listen().map_err(|e| StartError::System("listen for signals", e))?;
-    let starting = async {
-        let store = torus_agent::metadata::connect(&meta).await?;
-        Agent::start(config, store).await
-    };
     tokio::select! {
-        agent = starting => Ok((agent?, signals)),
+        parts = Parts::start(args) => Ok((parts?, signals)),
         name = signals.next() => {
             tracing::info!("{name} while starting: stopped");
             std::process::exit(0);

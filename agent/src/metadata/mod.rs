@@ -10,6 +10,7 @@ mod cluster;
 pub mod config;
 mod embedded;
 mod etcd;
+mod nodes;
 mod rings;
 mod volumes;
 
@@ -19,6 +20,7 @@ pub use cluster::{ClusterError, init_cluster, load_cluster};
 pub use config::{ConfigError, MetaArgs, MetaConfig, MetaUrl, TlsFiles};
 pub use embedded::{Embedded, OpenError as EmbeddedError};
 pub use etcd::Etcd;
+pub use nodes::{NodesError, check_node, load_node, publish_volume, register_node, unpublish_volume};
 pub use rings::{KIND_DEFAULT, RingsError, Wish, change_ring, join_ring, load_ring, ring_agent};
 pub use volumes::{
     NewVolume, VolumeError, VolumeInfo, check_name, create_volume, find_volume, list_volumes, load_volume,

@@ -13,7 +13,7 @@ use super::access::{AccessError, Outcome, Versioned, get, list_raw, put, transac
 use std::collections::BTreeMap;
 use torus_core::ids::{Epoch, Lba, VolumeId};
 use torus_core::limits::{META_TXN_OPS_MAX, REPLICAS_MAX, VOLUME_BLOCKS_MAX};
-use torus_core::meta::docs::{AckMode, EpochDoc, HeadDoc, Holder, NameDoc, OwnerDoc, VolumeDoc, decode};
+use torus_core::meta::docs::{AckMode, EpochDoc, HeadDoc, Holder, NameDoc, OwnerDoc, PublishedDoc, VolumeDoc, decode};
 use torus_core::meta::{Compare, Entry, MetadataStore, Revision, Write, keys};
 
 /// How often a change starts over because somebody else changed the same volume.
@@ -134,6 +134,8 @@ pub struct VolumeInfo {
     pub epoch: Option<Versioned<EpochDoc>>,
     /// Who has it open, as far as the lease tells.
     pub owner: Option<OwnerDoc>,
+    /// The host that may attach it, if a control plane has said so.
+    pub published: Option<PublishedDoc>,
     /// Its newest checkpoint.
     pub head: Option<HeadDoc>,
     /// Extents registered since that checkpoint.
@@ -248,9 +250,10 @@ fn read_volume(id: VolumeId, entries: &[Entry]) -> Result<Option<VolumeInfo>, Ac
         None => None,
     };
     let owner = find(keys::volume_owner(id)).map(|entry| decode(&entry.key, &entry.value)).transpose()?;
+    let published = find(keys::volume_published(id)).map(|entry| decode(&entry.key, &entry.value)).transpose()?;
     let head = find(keys::volume_head(id)).map(|entry| decode(&entry.key, &entry.value)).transpose()?;
     let extents = entries.iter().filter(|entry| entry.key.starts_with(&keys::extents(id))).count();
-    Ok(Some(VolumeInfo { id, meta, epoch, owner, head, extents }))
+    Ok(Some(VolumeInfo { id, meta, epoch, owner, published, head, extents }))
 }
 
 /// Grows a volume to `size`; the same size again is no error.
@@ -350,7 +353,14 @@ pub async fn remove_volume_keys(store: &dyn MetadataStore, id: VolumeId) -> Resu
     let of_extents: Vec<_> =
         entries.into_iter().map(|entry| entry.key).filter(|key| key.starts_with(&extents)).collect();
     // The `meta` that says what all this was goes last, with the name.
-    let last = [meta_key, keys::name(&name), keys::volume_epoch(id), keys::volume_owner(id), keys::volume_head(id)];
+    let last = [
+        meta_key,
+        keys::name(&name),
+        keys::volume_epoch(id),
+        keys::volume_owner(id),
+        keys::volume_published(id),
+        keys::volume_head(id),
+    ];
     for keys in of_extents.chunks(META_TXN_OPS_MAX).chain([last.as_slice()]) {
         let then = keys.iter().cloned().map(Write::Delete).collect();
         match transact(store, when.clone(), then).await.map_err(failed("forget", &name))? {

@@ -23,12 +23,11 @@
 //! are refused).
 
 mod connection;
-mod listen;
 mod outbox;
 mod request;
 mod server;
 
-pub use listen::ListenError;
+pub use crate::listen::ListenError;
 pub use server::{Export, ExportError, Server};
 
 use crate::device::IoErrorKind;

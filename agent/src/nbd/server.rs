@@ -1,8 +1,8 @@
 //! Exports, listeners, connections, and how they end.
 
 use super::connection::{ConnectionError, negotiate, transmit};
-use super::listen::{self, ListenError, SocketFile};
 use crate::device::BlockDevice;
+use crate::listen::{self, ListenError, SocketFile};
 use bytes::BytesMut;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;

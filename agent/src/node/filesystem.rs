@@ -103,6 +103,22 @@ pub struct Wanted {
     pub filesystem: Option<Filesystem>,
     /// Without writing to it.
     pub read_only: bool,
+    /// More options, each checked by [`check_option`].
+    pub options: Vec<String>,
+}
+
+/// Whether `option` is one that a filesystem may be mounted with: a plain word or setting, that does not change what mount does.
+#[must_use]
+pub fn check_option(option: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"_-.=:+".contains(&b);
+    let name = option.split('=').next().unwrap_or_default();
+    let other =
+        ["bind", "rbind", "move", "remount", "loop", "offset", "sizelimit", "helper", "uhelper", "user", "users"];
+    (1..=128).contains(&option.len())
+        && option.bytes().all(plain)
+        && option.bytes().next().is_some_and(|b| b.is_ascii_lowercase())
+        && !option.starts_with("x-")
+        && !other.contains(&name)
 }
 
 impl Wanted {
@@ -155,8 +171,9 @@ pub async fn mount(device: &Path, volume: &str, wanted: &Wanted) -> Result<Files
     if filesystem == Filesystem::Ext4 && !wanted.read_only && mounted.is_empty() {
         check_ext4(device, volume, &wanted.directory).await?;
     }
-    let options = if wanted.read_only { "ro" } else { "rw" };
-    let words = ["-t", filesystem.name(), "-o", options].map(Path::new);
+    let first = if wanted.read_only { "ro" } else { "rw" };
+    let options = std::iter::once(first).chain(wanted.options.iter().map(String::as_str)).collect::<Vec<_>>().join(",");
+    let words = ["-t", filesystem.name(), "-o", &options].map(Path::new);
     tool::must(LONG, "mount", &[&words[..], &[device, &wanted.directory]].concat()).await.map_err(failed)?;
     // The device may have grown while it was mounted nowhere. Where it has not, this changes nothing.
     if filesystem == Filesystem::Xfs
@@ -214,6 +231,14 @@ pub async fn grow(device: &Path, filesystem: Filesystem, directory: &Path) -> Re
     .map(drop)
 }
 
+/// Has the kernel write everything back that it holds of the filesystem at `directory`.
+///
+/// # Errors
+/// When it cannot, or not soon.
+pub async fn sync(directory: &Path) -> Result<(), ToolError> {
+    tool::must(SOON, "sync", &[Path::new("--file-system"), directory]).await.map(drop)
+}
+
 /// Unmounts `device` from everywhere that this process sees.
 ///
 /// # Errors
@@ -248,6 +273,23 @@ pub async fn abandon(device: &Path) {
                 Ok(ended) => tracing::debug!("{}", ended.failure()),
                 Err(error) => tracing::debug!("{error}"),
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_that_change_what_is_mounted_are_none() {
+        for good in ["noatime", "data=ordered", "discard", "logbsize=256k", "errors=remount-ro"] {
+            assert!(check_option(good), "{good}");
+        }
+        for bad in
+            ["", "-o", "bind", "loop=/dev/loop0", "remount", "a,b", "a b", "x-mount.mkdir", "helper=sh", "a\0b", "../x"]
+        {
+            assert!(!check_option(bad), "{bad}");
         }
     }
 }

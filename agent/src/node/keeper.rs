@@ -158,6 +158,7 @@ impl Kept {
             size_bytes: device.info().size_bytes,
             keeper: KeeperProcess::here(wish.role),
             mount: orphan.as_ref().and_then(|record| record.mount.clone()),
+            targets: orphan.as_ref().map(|record| record.targets.clone()).unwrap_or_default(),
             ..Record::new(info.id, name.clone(), kind, wish.role)
         };
         let shown: Rc<Shown> = Rc::new(Unaligned::new(ReadOnly::when(wish.read_only, device)));

@@ -26,15 +26,17 @@ mod host;
 mod keeper;
 mod loopdev;
 pub mod mounts;
+pub mod places;
 mod process;
 mod record;
+pub mod service;
 pub mod tool;
 
 pub use filesystem::Filesystem;
 pub use host::{HostError, Kind, choose};
 pub use keeper::{Keeper, Wish};
 pub use process::{end, prepare};
-pub use record::{KeeperProcess, Locked, MountPoint, Record, RecordError, Records, Role};
+pub use record::{KeeperProcess, Locked, MountPoint, Record, RecordError, Records, Role, Target};
 
 use crate::owner::OwnerError;
 use std::io;
@@ -46,6 +48,8 @@ use torus_core::ids::VolumeId;
 
 /// Where records are kept unless somebody wants otherwise.
 pub const DIRECTORY: &str = "/var/lib/torus/attached";
+/// Where a node service is, unless somebody wants otherwise.
+pub const SOCKET: &str = "/run/torus/node.sock";
 /// How long another may take to attach or detach a volume that we want to attach or detach.
 const LOCKED: Duration = Duration::from_secs(60);
 /// How long a process that was killed may take to let go of what it had.

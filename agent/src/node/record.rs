@@ -13,6 +13,7 @@
 
 use super::Kind;
 use super::filesystem::Filesystem;
+use crate::metadata::VolumeInfo;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
@@ -47,12 +48,26 @@ pub struct Record {
     pub size_bytes: u64,
     /// Where it is mounted, if that was asked for.
     pub mount: Option<MountPoint>,
+    /// Where else it is shown: its filesystem, or its device.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub targets: Vec<Target>,
     /// The process that serves it.
     pub keeper: KeeperProcess,
     /// Why it is served no more, if that is known.
     pub lost: Option<String>,
     /// When it was attached, in seconds since 1970.
     pub since_unix_s: u64,
+}
+
+/// One more place at which an attached volume is shown.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Target {
+    /// Where.
+    pub path: PathBuf,
+    /// The device, and not its filesystem.
+    pub block: bool,
+    /// It takes no writes there.
+    pub read_only: bool,
 }
 
 /// A filesystem that is mounted.
@@ -118,6 +133,13 @@ fn stat(pid: u32, field: usize) -> Option<String> {
 }
 
 impl Record {
+    /// Whether the cluster still takes the process of this record for the volume's owner.
+    #[must_use]
+    pub fn is_of_owner(&self, info: &VolumeInfo) -> bool {
+        let owner = info.epoch.as_ref().map(|epoch| &epoch.doc);
+        owner.is_some_and(|owner| owner.epoch.0 == self.epoch && owner.holder.pid == self.keeper.pid)
+    }
+
     /// A record of a volume whose device is not there yet.
     #[must_use]
     pub fn new(volume: VolumeId, name: String, kind: Kind, role: Role) -> Self {
@@ -132,6 +154,7 @@ impl Record {
             epoch: 0,
             size_bytes: 0,
             mount: None,
+            targets: Vec::new(),
             keeper: KeeperProcess::here(role),
             lost: None,
             since_unix_s: now.map_or(0, |now| now.as_secs()),

@@ -52,7 +52,7 @@ fn package(program: &str) -> &'static str {
     match program {
         "mkfs.ext4" | "e2fsck" | "dumpe2fs" | "resize2fs" => "e2fsprogs",
         "mkfs.xfs" | "xfs_growfs" => "xfsprogs",
-        "dd" | "stat" => "coreutils",
+        "dd" | "stat" | "sync" => "coreutils",
         "mount" | "umount" => "mount",
         _ => "util-linux",
     }

@@ -26,7 +26,7 @@ mod view;
 pub use control::Control;
 pub use device::VolumeDevice;
 pub use driver::{OpenVolume, OwnerStats};
-pub use remove::{Removed, remove_copies};
+pub use remove::{DeleteError, Removed, delete_volume};
 
 use crate::metadata::{ClusterError, RingsError};
 use std::time::Duration;

@@ -1,15 +1,73 @@
-//! Drives [`torus_core::log::remove::Removal`]: has the agents give back what they hold of a volume that is being deleted.
+//! Deletes volumes: marks one, drives [`torus_core::log::remove::Removal`] to have the agents give back what they hold of it,
+//! forgets it. Until every agent has shown that it holds nothing, the volume stays as one that is being deleted.
 
+use super::OwnerConfig;
 use crate::clock::Clock;
-use crate::metadata::AgentInfo;
+use crate::metadata::{
+    AgentError, AgentInfo, ClusterError, VolumeError, VolumeInfo, list_agents, load_cluster, mark_deleting,
+    remove_volume_keys,
+};
 use crate::tdp::{Aligned, PeerEvent, Peers};
+use std::io;
 use std::time::Duration;
+use tokio::task::{LocalSet, spawn_blocking};
 use tokio::time::sleep;
 use torus_core::ids::{AgentId, ClusterId, Epoch, VolumeId};
 use torus_core::log::Effects;
 use torus_core::log::remove::{Removal, Standing};
+use torus_core::meta::MetadataStore;
 use torus_core::tdp::Role;
 use torus_store::BufferPool;
+
+/// How long an agent may be silent before it is left for a later run.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Why a volume is not deleted.
+#[derive(Debug, thiserror::Error)]
+pub enum DeleteError {
+    /// The volume.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+    /// The agents cannot be listed.
+    #[error(transparent)]
+    Agents(#[from] AgentError),
+    /// The cluster cannot be read.
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
+    /// No thread to speak to agents on.
+    #[error("cannot speak to the agents")]
+    Thread(#[source] io::Error),
+}
+
+/// Deletes `volume`; `force` takes it from an owner. What it came to at each agent: where something is left anywhere, the
+/// volume is marked, and still there. May be repeated at any point. Agents in `without` will never come back, and are not
+/// waited for.
+///
+/// # Errors
+/// When it is not marked, or not forgotten.
+pub async fn delete_volume(
+    store: &dyn MetadataStore,
+    volume: &VolumeInfo,
+    without: &[AgentId],
+    force: bool,
+) -> Result<Vec<Removed>, DeleteError> {
+    let id = volume.id;
+    let cluster = load_cluster(store).await?.id;
+    let epoch = mark_deleting(store, id, &OwnerConfig::new().holder, force).await?;
+    // Whoever has run since then may hold something; a volume that nobody ever opened is nowhere.
+    let opened = epoch > Epoch(0).next();
+    let mut asked = if opened { list_agents(store).await? } else { Vec::new() };
+    asked.retain(|agent| !without.contains(&agent.id));
+    let removing = spawn_blocking(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        Ok(LocalSet::new().block_on(&runtime, remove_copies(cluster, id, epoch, &asked, PATIENCE)))
+    });
+    let removed = removing.await.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(DeleteError::Thread)?;
+    if removed.iter().all(|agent| agent.left.is_none()) {
+        remove_volume_keys(store, id).await?;
+    }
+    Ok(removed)
+}
 
 /// What it came to at one agent.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -26,7 +84,7 @@ pub struct Removed {
 
 /// Removes `volume`, which was marked as being deleted in `epoch`, from `agents`. One that does not answer for `patience` is
 /// given up, one that does not run is not asked. Call it inside a `LocalSet`.
-pub async fn remove_copies(
+async fn remove_copies(
     cluster: ClusterId,
     volume: VolumeId,
     epoch: Epoch,

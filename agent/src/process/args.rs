@@ -1,7 +1,7 @@
 //! The flags of `torus-agent`. Each is defined here once: its long name is also its key in the configuration file, its
 //! environment variable stands beside it, and help and completions are made from it.
 
-use super::config::{Config, ConfigError, Logging};
+use super::config::{Config, ConfigError, Logging, NodeConfig};
 use crate::metadata::{MetaArgs, MetaConfig};
 use crate::units::Size;
 use clap::{Parser, ValueEnum};
@@ -19,6 +19,17 @@ pub struct Args {
     /// A YAML file with any of these settings
     #[arg(long, env = "TORUS_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
+
+    /// What this agent does: storage keeps data on disks, node attaches volumes on this host for Kubernetes
+    #[arg(
+        long,
+        env = "TORUS_ROLE",
+        value_name = "ROLES",
+        value_enum,
+        value_delimiter = ',',
+        default_value = "storage"
+    )]
+    pub role: Vec<RoleArg>,
 
     /// Keep data in DIR/disk0.torus, a file that is made when there is none
     #[arg(long, env = "TORUS_DATA_DIR", value_name = "DIR", help_heading = "Disks")]
@@ -71,12 +82,48 @@ pub struct Args {
     /// Failure domain, outermost first, ending with the machine: zone-a/rack-3/node-7 [default: the host's name]
     #[arg(long, env = "TORUS_DOMAIN", value_name = "PATH", help_heading = "Cluster")]
     pub domain: Option<String>,
+    /// Read the failure domain from this file, whose first line it is
+    #[arg(long, env = "TORUS_DOMAIN_FILE", value_name = "FILE", conflicts_with = "domain", help_heading = "Cluster")]
+    pub domain_file: Option<PathBuf>,
     /// Join the storage pool without waiting for `torusctl peer add`
     #[arg(long, env = "TORUS_AUTO_JOIN", help_heading = "Cluster")]
     pub auto_join: bool,
     /// Initialize the cluster if there is none, as `torusctl init` would
     #[arg(long, env = "TORUS_DEBUG_INIT", help_heading = "Cluster")]
     pub debug_init: bool,
+    /// Role node: what Kubernetes calls this host [default: the host's name]
+    #[arg(long, env = "TORUS_NODE_NAME", value_name = "NAME", help_heading = "Volumes on this host")]
+    pub node_name: Option<String>,
+    /// Role node: serve the CSI plugin and the FlexVolume driver of this host on this socket
+    #[arg(
+        long,
+        env = "TORUS_NODE_SOCKET",
+        value_name = "PATH",
+        default_value = crate::node::SOCKET,
+        help_heading = "Volumes on this host"
+    )]
+    pub node_socket: PathBuf,
+    /// Role node: write down here what is attached on this host
+    #[arg(
+        long,
+        env = "TORUS_ATTACHED_DIR",
+        value_name = "DIR",
+        default_value = crate::node::DIRECTORY,
+        help_heading = "Volumes on this host"
+    )]
+    pub attached_dir: PathBuf,
+    /// Role node: the kubelet's directory. Nothing is mounted elsewhere
+    #[arg(
+        long,
+        env = "TORUS_KUBELET_DIR",
+        value_name = "DIR",
+        default_value = "/var/lib/kubelet",
+        help_heading = "Volumes on this host"
+    )]
+    pub kubelet_dir: PathBuf,
+    /// Role node: install the FlexVolume driver here, the kubelet's --volume-plugin-dir
+    #[arg(long, env = "TORUS_FLEXVOLUME_DIR", value_name = "DIR", help_heading = "Volumes on this host")]
+    pub flexvolume_dir: Option<PathBuf>,
     /// The metadata store.
     #[command(flatten, next_help_heading = "Metadata")]
     pub meta: MetaArgs,
@@ -104,6 +151,15 @@ pub struct Args {
     /// Print a completion script for this shell, and end
     #[arg(long, value_name = "SHELL", value_enum)]
     pub completion: Option<Shell>,
+}
+
+/// What an agent does.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RoleArg {
+    /// Keep extents on disks
+    Storage,
+    /// Attach volumes on this host
+    Node,
 }
 
 /// See [`Fill`].
@@ -165,13 +221,42 @@ impl Args {
             Some(address) => Some(address.into()),
             None => config.http_address,
         };
-        if let Some(domain) = &self.domain {
-            config.domain.clone_from(domain);
+        if let Some(domain) = self.domain()? {
+            config.domain = domain;
         }
         config.auto_join = self.auto_join;
         config.debug_init = self.debug_init;
-        config.check()?;
+        match self.has(RoleArg::Storage) {
+            true => config.check()?,
+            false => config.check_names()?,
+        }
         Ok((config, self.meta.config()?))
+    }
+
+    /// Whether this agent has `role`.
+    #[must_use]
+    pub fn has(&self, role: RoleArg) -> bool {
+        self.role.contains(&role)
+    }
+
+    /// The settings of the role `node`; `config` are the others.
+    #[must_use]
+    pub fn node(&self, config: &Config) -> Option<NodeConfig> {
+        self.has(RoleArg::Node).then(|| NodeConfig {
+            name: self.node_name.clone().unwrap_or_else(|| config.name()),
+            domain: config.domain.clone(),
+            socket: self.node_socket.clone(),
+            attached_dir: std::path::absolute(&self.attached_dir).unwrap_or_else(|_| self.attached_dir.clone()),
+            kubelet_dir: self.kubelet_dir.clone(),
+            flexvolume_dir: self.flexvolume_dir.clone(),
+        })
+    }
+
+    fn domain(&self) -> Result<Option<String>, ConfigError> {
+        let Some(path) = &self.domain_file else { return Ok(self.domain.clone()) };
+        let text = std::fs::read_to_string(path);
+        let text = text.map_err(|source| ConfigError::DomainFile { path: path.clone(), source })?;
+        Ok(Some(text.lines().next().unwrap_or_default().trim().to_owned()))
     }
 
     /// What to log, and how.

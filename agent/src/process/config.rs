@@ -56,6 +56,14 @@ pub enum ConfigError {
     /// A name that is none.
     #[error("{0:?} is not a name for an agent: 1 to {NAME_BYTES_MAX} letters, digits, dots, dashes or underscores")]
     Name(String),
+    /// A file without a failure domain.
+    #[error("cannot read the failure domain of this host from {path:?}: {source}. See --domain-file")]
+    DomainFile {
+        /// Where.
+        path: PathBuf,
+        /// The system's word.
+        source: io::Error,
+    },
     /// A failure domain that is none.
     #[error(
         "{0:?} is not a failure domain: names of letters, digits, dots, dashes and underscores, with slashes between \
@@ -129,6 +137,23 @@ pub struct Config {
     pub debug_init: bool,
 }
 
+/// The settings of the role `node`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NodeConfig {
+    /// What the cluster's control plane calls this host.
+    pub name: String,
+    /// Its failure domain.
+    pub domain: String,
+    /// Where the node service is served.
+    pub socket: PathBuf,
+    /// Where it is written down what is attached.
+    pub attached_dir: PathBuf,
+    /// The only directory below which anything is mounted.
+    pub kubelet_dir: PathBuf,
+    /// Where the FlexVolume driver is installed, if it is.
+    pub flexvolume_dir: Option<PathBuf>,
+}
+
 impl Config {
     /// An agent of this name, or of the host's, with everything else at its default and no disk yet.
     #[must_use]
@@ -161,17 +186,26 @@ impl Config {
         if self.data_dir.is_none() && self.disks.is_empty() {
             return Err(ConfigError::NoDisk);
         }
+        self.check_names()?;
+        if self.peer_address.is_none() && is_everywhere(&self.host) {
+            return Err(ConfigError::NoPeerAddress(self.host.clone()));
+        }
+        self.control_address()?;
+        self.http_address()?;
+        Ok(())
+    }
+
+    /// Refuses odd names; all there is to check for an agent without storage.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn check_names(&self) -> Result<(), ConfigError> {
         if let Some(name) = self.name.as_ref().filter(|name| !is_name(name)) {
             return Err(ConfigError::Name(name.clone()));
         }
         if self.domain.len() > NAME_BYTES_MAX || !self.domain.split('/').all(is_name) {
             return Err(ConfigError::Domain(self.domain.clone()));
         }
-        if self.peer_address.is_none() && is_everywhere(&self.host) {
-            return Err(ConfigError::NoPeerAddress(self.host.clone()));
-        }
-        self.control_address()?;
-        self.http_address()?;
         Ok(())
     }
 

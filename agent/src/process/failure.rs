@@ -4,8 +4,10 @@ use super::backup::OlderStore;
 use super::config::ConfigError;
 use super::disks::DisksError;
 use crate::metadata::{AgentError, ClusterError, OpenError, RingsError};
+use crate::node::service as node;
 use std::error::Error;
 use std::io;
+use std::path::PathBuf;
 
 /// Why there is no agent.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +45,34 @@ pub enum StartError {
         /// The system's word.
         source: io::Error,
     },
+    /// The role `node`.
+    #[error(transparent)]
+    Node(#[from] node::StartError),
+    /// Its socket.
+    #[error("{0}. Choose another with --node-socket, or stop the agent that serves there")]
+    NodeSocket(#[from] node::ServeError),
+    /// No FlexVolume driver to install.
+    #[error(
+        "cannot read the FlexVolume driver {program}: it belongs beside torus-agent. Leave --flexvolume-dir out if nobody needs it"
+    )]
+    NoFlexVolume {
+        /// Where it should be.
+        program: PathBuf,
+        /// The system's word.
+        source: io::Error,
+    },
+    /// Nowhere to install it to.
+    #[error(
+        "cannot install the FlexVolume driver into {directory}. On hosts where that is read-only (Flatcar, Talos, COS), \
+         point the kubelet's --volume-plugin-dir and the agent's --flexvolume-dir at one that is not, such as \
+         /var/lib/kubelet/volumeplugins"
+    )]
+    FlexVolume {
+        /// Where.
+        directory: PathBuf,
+        /// The system's word.
+        source: io::Error,
+    },
     /// The system does not give what a process needs.
     #[error("cannot {0}")]
     System(&'static str, #[source] io::Error),
@@ -54,6 +84,9 @@ pub enum RunError {
     /// Its place is taken, or its metadata store is an old one: going on would put data at risk.
     #[error("{0}")]
     Displaced(String),
+    /// A defect.
+    #[error("the node service ended by itself: see the messages before this one, and report them")]
+    Node,
     /// A defect.
     #[error("the data plane ended by itself: see the messages before this one, and report them")]
     DataPlane,
@@ -71,6 +104,9 @@ pub fn exit_code(error: &StartError) -> u8 {
         StartError::Register(error) if error.is_transient() => 1,
         StartError::Register(AgentError::Access { .. }) => 1,
         StartError::Register(_) | StartError::OlderStore(_) => 3,
+        StartError::Node(node::StartError::Cluster(_) | node::StartError::Place(_)) => 3,
+        StartError::Node(_) | StartError::NodeSocket(_) => 1,
+        StartError::NoFlexVolume { .. } | StartError::FlexVolume { .. } => 1,
         StartError::Join(_) | StartError::Listen { .. } | StartError::System(..) => 1,
     }
 }

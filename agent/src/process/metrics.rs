@@ -1,6 +1,7 @@
 //! `/metrics`: what the parts of an agent count, in Prometheus's text form. Gathered when asked, kept nowhere twice.
 
 use super::status::Status;
+use crate::node::Attachment;
 use crate::storage::Report;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -36,6 +37,23 @@ pub fn text(status: &Status, report: Option<&Report>) -> Result<String, fmt::Err
         member(&mut registry, report);
         tdp(&mut registry, report);
     }
+    let mut text = String::new();
+    encode(&mut text, &registry)?;
+    Ok(text)
+}
+
+/// What there is to tell of an agent without storage.
+///
+/// # Errors
+/// Never for what is registered here.
+pub fn node_text(name: &str, attached: &[Attachment]) -> Result<String, fmt::Error> {
+    let mut registry = Registry::with_prefix("torus");
+    let info = Info::new(vec![("version", env!("CARGO_PKG_VERSION").to_owned()), ("name", name.to_owned())]);
+    registry.register("agent", "Who this agent is", info);
+    process(&mut registry);
+    let dead = attached.iter().filter(|one| !one.served || one.record.lost.is_some()).count();
+    gauge(&mut registry, "node_volumes_attached_count", "Volumes attached on this host", attached.len() as u64);
+    gauge(&mut registry, "node_volumes_dead_count", "Those of them whose device is dead", dead as u64);
     let mut text = String::new();
     encode(&mut text, &registry)?;
     Ok(text)

@@ -21,14 +21,16 @@ mod control;
 mod disks;
 mod failure;
 pub mod file;
+pub mod flexvolume;
 mod heartbeat;
 mod http;
 mod join;
 pub mod logging;
 mod metrics;
+pub mod node;
 mod status;
 
-pub use config::{Config, ConfigError, Logging};
+pub use config::{Config, ConfigError, Logging, NodeConfig};
 pub use disks::DisksError;
 pub use failure::{RunError, StartError, exit_code, told};
 pub use heartbeat::LEASE_TIME;

@@ -155,6 +155,25 @@ pub struct OwnerDoc {
     pub holder: Holder,
 }
 
+/// `volumes/<volume>/published`: a control plane's word. It permits; only the epoch fences.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PublishedDoc {
+    /// The host that may attach the volume.
+    pub node: String,
+    /// It may only read.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+/// `nodes/<node>`: written by each agent of role `node` when it starts.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct NodeDoc {
+    /// Its failure domain.
+    pub domain: String,
+    /// The version of its program.
+    pub version: String,
+}
+
 /// A piece of a checkpoint, or any extent with its copies.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct SealedExtent {

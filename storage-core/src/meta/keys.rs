@@ -6,11 +6,13 @@
 //! agents/<agent>              AgentDoc      an agent that was admitted; stays while it is down
 //! agent-names/<name>          AgentNameDoc  an agent's name
 //! alive/<agent>               AliveDoc      leased: an agent that runs, and where
+//! nodes/<node>                NodeDoc       a host on which volumes can be attached
 //! names/<name>                NameDoc       a volume's name
 //! volumes/<volume>/meta       VolumeDoc     what was asked for
 //! volumes/<volume>/epoch      EpochDoc      who may write
 //! volumes/<volume>/owner      OwnerDoc      leased: the owner that runs
 //! volumes/<volume>/head       HeadDoc       the newest checkpoint
+//! volumes/<volume>/published  PublishedDoc  the host that may attach it, where a control plane decides that
 //! volumes/<volume>/x/<seq>    ExtentDoc     extents registered since that checkpoint
 //! ```
 
@@ -26,6 +28,8 @@ pub const AGENTS: &str = "agents/";
 pub const AGENT_NAMES: &str = "agent-names/";
 /// All running agents.
 pub const ALIVE: &str = "alive/";
+/// All hosts on which volumes can be attached.
+pub const NODES: &str = "nodes/";
 /// All volume names.
 pub const NAMES: &str = "names/";
 /// All volumes.
@@ -75,6 +79,16 @@ pub fn volume_owner(id: VolumeId) -> String {
 #[must_use]
 pub fn volume_head(id: VolumeId) -> String {
     format!("{VOLUMES}{id}/head")
+}
+/// The host that may attach it.
+#[must_use]
+pub fn volume_published(id: VolumeId) -> String {
+    format!("{VOLUMES}{id}/published")
+}
+/// A host on which volumes can be attached.
+#[must_use]
+pub fn node(name: &str) -> String {
+    format!("{NODES}{name}")
 }
 /// All registered extents of a volume.
 #[must_use]

@@ -227,8 +227,12 @@ async fn attach(global: &Global, args: Args, printer: Printer) -> Result<(), Fai
     let info = find(global, &args.volume).await?;
     let name = info.meta.doc.name.clone();
     let _lock = attachments.lock(info.id).await?;
-    let mut wanted =
-        args.mount.clone().map(|directory| Wanted { directory, filesystem: args.fs, read_only: args.read_only });
+    let mut wanted = args.mount.clone().map(|directory| Wanted {
+        directory,
+        filesystem: args.fs,
+        read_only: args.read_only,
+        options: Vec::new(),
+    });
     let (mut before, mut served, mut gone) = (None, false, None);
     match attachments.settle(info.id).await? {
         Settled::Free => {}
@@ -264,7 +268,7 @@ async fn attach(global: &Global, args: Args, printer: Printer) -> Result<(), Fai
                 eprintln!("{kind} is used: {why}");
             }
             let dead = orphan.as_ref().or(gone.as_ref());
-            start_keeper(&attachments, &info, dead.is_some_and(|record| is_holder(record, &info))).await?
+            start_keeper(&attachments, &info, dead.is_some_and(|record| record.is_of_owner(&info))).await?
         }
     };
     if let Some(wanted) = &wanted
@@ -285,13 +289,6 @@ async fn attach(global: &Global, args: Args, printer: Printer) -> Result<(), Fai
 
 fn device(record: &Record) -> &Path {
     record.device.as_deref().unwrap_or(Path::new("its device"))
-}
-
-/// Whether the process that is gone is the one that the cluster still takes for the volume's owner.
-fn is_holder(record: &Record, info: &VolumeInfo) -> bool {
-    info.epoch
-        .as_ref()
-        .is_some_and(|epoch| epoch.doc.epoch.0 == record.epoch && epoch.doc.holder.pid == record.keeper.pid)
 }
 
 /// Fails where what is attached is not what is asked for.

@@ -5,6 +5,7 @@ pub mod block;
 pub mod completion;
 pub mod config;
 pub mod demo;
+pub mod flex;
 pub mod init;
 pub mod peer;
 pub mod ring;
@@ -30,6 +31,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
         Command::Attach(attach) => attach::run(&global, attach, printer),
         Command::Attached(list) => attach::list(&list, printer),
         Command::Detach(detach) => wait(attach::detach(detach, printer)),
+        Command::Flex(flex) => wait(flex::run(flex, printer)),
         Command::Demo(demo) => demo::run(&demo, printer),
         Command::Block(block) => wait(block::run(&global, block, printer)),
         Command::Config(config) => config::run(&global, config, printer),

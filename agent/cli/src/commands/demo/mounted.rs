@@ -114,7 +114,8 @@ impl<'a> Mounted<'a> {
             let keeper = Keeper::start(records, world.side(), volume.clone(), wish).await?;
             let record = keeper.record().clone();
             let mut mounted = Self { runtime, attachments, keeper: Some(keeper), record };
-            let mut wanted = Wanted { directory: directory.to_owned(), filesystem: None, read_only: false };
+            let mut wanted =
+                Wanted { directory: directory.to_owned(), filesystem: None, read_only: false, options: Vec::new() };
             wanted.check(mounted.record.device.as_deref())?;
             mounted.attachments.mount(&mut mounted.record, &wanted).await?;
             Ok(mounted)

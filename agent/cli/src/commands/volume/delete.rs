@@ -9,14 +9,9 @@ use crate::failure::{Failure, Kind};
 use crate::output::Printer;
 use serde::Serialize;
 use std::io::{BufRead, IsTerminal, Write};
-use std::time::Duration;
-use tokio::task::LocalSet;
-use torus_agent::metadata::{self, AgentInfo};
-use torus_agent::owner::{OwnerConfig, remove_copies};
-use torus_core::ids::{Epoch, VolumeId};
-
-/// How long an agent may be silent before it is left for a later run.
-const PATIENCE: Duration = Duration::from_secs(10);
+use torus_agent::metadata;
+use torus_agent::owner::{DeleteError, delete_volume};
+use torus_core::ids::VolumeId;
 
 /// What to delete.
 #[derive(clap::Args, Debug)]
@@ -59,13 +54,7 @@ pub async fn run(global: &Global, args: Args, printer: Printer) -> Result<(), Fa
     if !args.yes && !info.meta.doc.deleting {
         confirm(&name, printer.size(info.meta.doc.size.0 * torus_core::ids::BLOCK_BYTES))?;
     }
-    let cluster = metadata::load_cluster(store).await?;
-    let epoch = metadata::mark_deleting(store, info.id, &OwnerConfig::new().holder, args.fence).await?;
-    // Whoever has run since then may hold something; a volume that nobody ever opened is nowhere.
-    let opened = epoch > Epoch(0).next();
-    let asked: Vec<AgentInfo> = agents.all().filter(|agent| opened && !without.contains(&agent.id)).cloned().collect();
-    let removing = remove_copies(cluster.id, info.id, epoch, &asked, PATIENCE);
-    let removed = LocalSet::new().run_until(removing).await;
+    let removed = delete_volume(store, &info, &without, args.fence).await?;
     let left: Vec<String> =
         removed.iter().filter_map(|agent| Some(format!("agent {:?} {}", agent.name, agent.left.as_ref()?))).collect();
     if let Some(first) = removed.iter().find(|agent| agent.left.is_some()) {
@@ -76,11 +65,21 @@ pub async fn run(global: &Global, args: Args, printer: Printer) -> Result<(), Fa
             first.name
         )));
     }
-    metadata::remove_volume_keys(store, info.id).await?;
     let copies: u64 = removed.iter().map(|agent| agent.copies).sum();
     let agents = removed.into_iter().map(|agent| Cleaned { name: agent.name, copies: agent.copies }).collect();
     let sentence = format!("volume {name:?} is deleted: {copies} copies of extents given back");
     printer.done(&sentence, &Deleted { name, id: info.id, agents })
+}
+
+impl From<DeleteError> for Failure {
+    fn from(error: DeleteError) -> Self {
+        match error {
+            DeleteError::Volume(error) => error.into(),
+            DeleteError::Agents(error) => error.into(),
+            DeleteError::Cluster(error) => error.into(),
+            DeleteError::Thread(_) => Self::of(Kind::Failed, &error),
+        }
+    }
 }
 
 /// Has a person type the name again.

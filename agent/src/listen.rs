@@ -1,6 +1,7 @@
 //! Sockets to listen on. A unix socket's file outlives a process that was killed, so one that nobody listens on any more
 //! is replaced; one that somebody listens on, or anything else at that path, is left alone.
 
+use futures::Stream;
 use nix::sys::stat::{Mode, fchmod};
 use socket2::{Domain, SockAddr, Socket, TcpKeepalive, Type};
 use std::fs::Permissions;
@@ -9,7 +10,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpStream, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 128;
@@ -44,7 +45,7 @@ pub enum ListenError {
 
 /// A unix socket's file, removed when the listener goes, unless another has taken its place.
 #[derive(Debug)]
-pub(super) struct SocketFile {
+pub struct SocketFile {
     path: PathBuf,
     inode: u64,
 }
@@ -59,7 +60,10 @@ impl Drop for SocketFile {
 }
 
 /// Listens on the unix socket `path`, whose file gets the permissions `mode`.
-pub(super) fn unix(path: &Path, mode: u32) -> Result<(UnixListener, SocketFile), ListenError> {
+///
+/// # Errors
+/// When somebody listens there, something else is there, or the system refuses.
+pub fn unix(path: &Path, mode: u32) -> Result<(UnixListener, SocketFile), ListenError> {
     let failed = |error| ListenError::Socket(path.into(), error);
     let address = SockAddr::unix(path).map_err(|_| ListenError::PathTooLong(path.into()))?;
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None).map_err(failed)?;
@@ -80,6 +84,14 @@ pub(super) fn unix(path: &Path, mode: u32) -> Result<(UnixListener, SocketFile),
     socket.listen(BACKLOG).map_err(failed)?;
     let listener = UnixListener::from_std(socket.into()).map_err(failed)?;
     Ok((listener, file))
+}
+
+/// The connections that `listener` accepts, for a gRPC server.
+pub fn accepted(listener: UnixListener) -> impl Stream<Item = io::Result<UnixStream>> {
+    futures::stream::unfold(listener, |listener| async move {
+        let connection = listener.accept().await.map(|(connection, _)| connection);
+        Some((connection, listener))
+    })
 }
 
 /// Removes the socket file at `path` if nobody listens on it.
@@ -105,7 +117,7 @@ fn remove_stale(path: &Path, address: &SockAddr) -> Result<(), ListenError> {
 }
 
 /// Listens on `address`; port 0 takes a free one.
-pub(super) fn tcp(address: SocketAddr) -> Result<TcpListener, ListenError> {
+pub(crate) fn tcp(address: SocketAddr) -> Result<TcpListener, ListenError> {
     let listen = || {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
         socket.set_nonblocking(true)?;
@@ -121,7 +133,7 @@ pub(super) fn tcp(address: SocketAddr) -> Result<TcpListener, ListenError> {
 }
 
 /// Sets an accepted connection up: small replies leave at once, and a dead peer is noticed.
-pub(super) fn prepare(stream: &TcpStream) -> io::Result<()> {
+pub(crate) fn prepare(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let keepalive =
         TcpKeepalive::new().with_time(KEEPALIVE_AFTER).with_interval(KEEPALIVE_EVERY).with_retries(KEEPALIVE_PROBES);

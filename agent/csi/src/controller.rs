@@ -1,0 +1,501 @@
+//! The controller: volumes made, deleted, grown, listed, and published to nodes.
+//!
+//! All state is in the metadata store, and every change there is a transaction, so that any number of controllers may run,
+//! and be killed, at any time.
+
+use crate::TOPOLOGY_CLUSTER;
+use crate::capability::Access;
+use crate::identity::Health;
+use crate::name;
+use crate::parameters::Parameters;
+use std::collections::HashMap;
+use std::sync::Arc;
+use tonic::{Code, Request, Response, Status, async_trait};
+use torus_agent::busy::Busy;
+use torus_agent::grpc::Failure;
+use torus_agent::metadata::{
+    self, NewVolume, VolumeError, VolumeInfo, create_volume, find_volume, list_agents, load_cluster, load_ring,
+    load_volume, publish_volume, resize_volume, unpublish_volume,
+};
+use torus_agent::owner::delete_volume;
+use torus_core::ids::{BLOCK_BYTES, Lba, VolumeId};
+use torus_core::limits::VOLUME_BLOCKS_MAX;
+use torus_core::meta::MetadataStore;
+use torus_core::meta::docs::{ClusterDoc, PublishedDoc, VolumeDoc};
+use torus_core::peer::FreeSpace;
+use torus_proto::csi::controller_server::Controller as Service;
+use torus_proto::csi::controller_service_capability::{self, Rpc, rpc};
+use torus_proto::csi::validate_volume_capabilities_response::Confirmed;
+use torus_proto::csi::{
+    CapacityRange, ControllerExpandVolumeRequest, ControllerExpandVolumeResponse, ControllerGetCapabilitiesRequest,
+    ControllerGetCapabilitiesResponse, ControllerGetVolumeRequest, ControllerGetVolumeResponse,
+    ControllerPublishVolumeRequest, ControllerPublishVolumeResponse, ControllerServiceCapability,
+    ControllerUnpublishVolumeRequest, ControllerUnpublishVolumeResponse, CreateVolumeRequest, CreateVolumeResponse,
+    DeleteVolumeRequest, DeleteVolumeResponse, GetCapacityRequest, GetCapacityResponse, ListVolumesRequest,
+    ListVolumesResponse, Topology, TopologyRequirement, ValidateVolumeCapabilitiesRequest,
+    ValidateVolumeCapabilitiesResponse, Volume, controller_get_volume_response, list_volumes_response,
+};
+
+/// A volume whose size nobody said.
+const SIZE_DEFAULT: u64 = 1 << 30;
+/// What begins a token of [`Service::list_volumes`]; the name of the volume that came last follows.
+const TOKEN: &str = "after:";
+/// What is advertised.
+const CAPABILITIES: [rpc::Type; 9] = [
+    rpc::Type::CreateDeleteVolume,
+    rpc::Type::PublishUnpublishVolume,
+    rpc::Type::PublishReadonly,
+    rpc::Type::ListVolumes,
+    rpc::Type::ListVolumesPublishedNodes,
+    rpc::Type::GetVolume,
+    rpc::Type::GetCapacity,
+    rpc::Type::ExpandVolume,
+    // Pods of one node may share a volume, or one may have it alone.
+    rpc::Type::SingleNodeMultiWriter,
+];
+
+/// The controller service.
+#[derive(Clone)]
+pub struct Controller {
+    store: Arc<dyn MetadataStore>,
+    busy: Busy<String>,
+}
+
+#[async_trait]
+impl Health for Controller {
+    async fn is_ready(&self) -> bool {
+        load_cluster(&*self.store).await.is_ok()
+    }
+}
+
+impl Controller {
+    /// One on `store`.
+    #[must_use]
+    pub fn new(store: Arc<dyn MetadataStore>) -> Self {
+        Self { store, busy: Busy::default() }
+    }
+
+    /// Carries `call` out, alone for the volume `key`, and to its end even if the caller gives up.
+    async fn alone<T: Send + 'static>(
+        &self,
+        key: &str,
+        call: impl Future<Output = Result<T, Failure>> + Send + 'static,
+    ) -> Result<Response<T>, Status> {
+        let Some(underway) = self.busy.begin(&key.to_owned()) else {
+            return Err(Failure::underway(format_args!("volume {key:?}")).into());
+        };
+        let task = tokio::spawn(async move {
+            let _underway = underway;
+            call.await
+        });
+        let result = task.await.map_err(|error| Status::internal(format!("the call ended by a defect: {error}")))?;
+        Ok(Response::new(result?))
+    }
+
+    async fn create(&self, name: String, asked: CreateVolumeRequest) -> Result<CreateVolumeResponse, Failure> {
+        let store = &*self.store;
+        Access::read_all(&asked.volume_capabilities)?;
+        if asked.volume_content_source.is_some() {
+            return Err(Failure::invalid(
+                "volumes are not made from snapshots or other volumes yet: leave dataSource out",
+            ));
+        }
+        if !asked.mutable_parameters.is_empty() {
+            return Err(Failure::invalid(
+                "no parameter of a volume can be changed later: use no VolumeAttributesClass",
+            ));
+        }
+        let parameters = Parameters::read(&asked.parameters)?;
+        let size = Size::read(asked.capacity_range.as_ref())?;
+        let cluster = load_cluster(store).await?;
+        reachable(&cluster, asked.accessibility_requirements.as_ref())?;
+        let ring = load_ring(store).await?;
+        let usual = ring.map_or(cluster.replicas, |ring| ring.doc.now.replicas);
+        let replicas = parameters.replicas.unwrap_or(usual);
+        let new = NewVolume {
+            name: name.clone(),
+            size: Lba(size.blocks),
+            replicas,
+            min_replicas: parameters.min_replicas.unwrap_or(replicas.saturating_sub(1).max(1)),
+            ack_mode: parameters.ack_mode,
+        };
+        self.fits(&new, &cluster).await?;
+        let id = match create_volume(store, new.clone()).await {
+            Err(VolumeError::Exists { id, .. }) => id,
+            created => created?,
+        };
+        let info = load_volume(store, id).await?.ok_or_else(|| VolumeError::NotFound(name.clone()))?;
+        let doc = &info.meta.doc;
+        if doc.deleting {
+            return Err(Failure::Refused(Code::Aborted, format!("volume {name:?} is being deleted: try again later")));
+        }
+        same(doc, &new, &size)?;
+        Ok(CreateVolumeResponse { volume: Some(volume(&info, &cluster)) })
+    }
+
+    /// Volumes are thin, but one that could never be filled is a mistake.
+    async fn fits(&self, new: &NewVolume, cluster: &ClusterDoc) -> Result<(), Failure> {
+        let agents = list_agents(&*self.store).await?;
+        // What an agent that is down has, nobody knows.
+        if agents.is_empty() || agents.iter().any(|agent| agent.alive.is_none()) {
+            return Ok(());
+        }
+        let total: FreeSpace = agents.iter().filter_map(|agent| Some(agent.alive.as_ref()?.space)).sum();
+        let blocks = u64::from(total.total) * u64::from(cluster.extent_blocks);
+        let copies = u64::from(new.replicas.max(1));
+        if new.size.0 > blocks / copies {
+            return Err(Failure::Refused(
+                Code::OutOfRange,
+                format!(
+                    "volume {:?} of {} bytes in {copies} copies is larger than the pool, which has {} bytes in all: \
+                     ask for less, or add disks",
+                    new.name,
+                    new.size.0 * BLOCK_BYTES,
+                    blocks * BLOCK_BYTES
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    async fn delete(&self, handle: &str) -> Result<DeleteVolumeResponse, Failure> {
+        let store = &*self.store;
+        let Ok(id) = handle.parse::<VolumeId>() else { return Ok(DeleteVolumeResponse {}) };
+        let Some(info) = load_volume(store, id).await? else { return Ok(DeleteVolumeResponse {}) };
+        let name = &info.meta.doc.name;
+        if let Some(published) = &info.published {
+            let node = &published.node;
+            return Err(Failure::not_now(format!("volume {name:?} is published to node {node:?}: unpublish it first")));
+        }
+        let removed = delete_volume(store, &info, &[], false).await.map_err(Failure::from)?;
+        let left: Vec<_> = removed
+            .iter()
+            .filter_map(|agent| Some(format!("agent {:?} {}", agent.name, agent.left.as_ref()?)))
+            .collect();
+        if left.is_empty() {
+            return Ok(DeleteVolumeResponse {});
+        }
+        let sentence = format!(
+            "volume {name:?} is marked for deletion, but not gone: {}. It is tried again; if an agent will never come \
+             back, run `torusctl volume delete {name} --without AGENT`",
+            left.join("; ")
+        );
+        Err(Failure::Refused(Code::Unavailable, sentence))
+    }
+
+    async fn publish(&self, asked: ControllerPublishVolumeRequest) -> Result<ControllerPublishVolumeResponse, Failure> {
+        let access = Access::read(asked.volume_capability.as_ref())?;
+        let info = self.find(&asked.volume_id).await?;
+        let to = PublishedDoc { node: asked.node_id, read_only: asked.readonly || access.read_only };
+        publish_volume(&*self.store, info.id, &to).await?;
+        Ok(ControllerPublishVolumeResponse::default())
+    }
+
+    async fn expand(&self, asked: ControllerExpandVolumeRequest) -> Result<ControllerExpandVolumeResponse, Failure> {
+        let range = asked.capacity_range.ok_or_else(|| Failure::invalid("the volume's new size is missing"))?;
+        if let Some(capability) = &asked.volume_capability {
+            Access::read(Some(capability))?;
+        }
+        let size = Size::read(Some(&range))?;
+        let info = self.find(&asked.volume_id).await?;
+        let now = info.meta.doc.size.0;
+        if size.blocks_max.is_some_and(|max| max < now) {
+            let name = &info.meta.doc.name;
+            let text =
+                format!("volume {name:?} has {} bytes, which is above the limit, and cannot shrink", now * BLOCK_BYTES);
+            return Err(Failure::Refused(Code::OutOfRange, text));
+        }
+        // Larger already: nothing is left to do.
+        let grown = resize_volume(&*self.store, info.id, Lba(size.blocks.max(now))).await?;
+        Ok(ControllerExpandVolumeResponse { capacity_bytes: bytes(grown.size), node_expansion_required: true })
+    }
+
+    async fn validate(
+        &self,
+        asked: ValidateVolumeCapabilitiesRequest,
+    ) -> Result<ValidateVolumeCapabilitiesResponse, Failure> {
+        if asked.volume_capabilities.is_empty() {
+            return Err(Failure::invalid("the volume's capabilities are missing"));
+        }
+        let info = self.find(&asked.volume_id).await?;
+        let checked = || {
+            Access::read_all(&asked.volume_capabilities)?;
+            let parameters = Parameters::read(&asked.parameters)?;
+            let doc = &info.meta.doc;
+            let new = NewVolume {
+                name: doc.name.clone(),
+                size: doc.size,
+                replicas: parameters.replicas.unwrap_or(doc.replicas),
+                min_replicas: parameters.min_replicas.unwrap_or(doc.min_replicas),
+                ack_mode: if asked.parameters.contains_key("ackMode") { parameters.ack_mode } else { doc.ack_mode },
+            };
+            same(doc, &new, &Size { blocks: doc.size.0, blocks_max: None })
+        };
+        Ok(match checked() {
+            Ok(()) => ValidateVolumeCapabilitiesResponse {
+                confirmed: Some(Confirmed {
+                    volume_context: asked.volume_context,
+                    volume_capabilities: asked.volume_capabilities,
+                    parameters: asked.parameters,
+                    mutable_parameters: HashMap::new(),
+                }),
+                message: String::new(),
+            },
+            Err(failure) => ValidateVolumeCapabilitiesResponse { confirmed: None, message: failure.to_string() },
+        })
+    }
+
+    async fn list(&self, asked: ListVolumesRequest) -> Result<ListVolumesResponse, Failure> {
+        let most = usize::try_from(asked.max_entries)
+            .map_err(|_| Failure::invalid(format!("{} volumes cannot be listed: give 0 for all", asked.max_entries)))?;
+        let after = match asked.starting_token.as_str() {
+            "" => "",
+            token => token.strip_prefix(TOKEN).filter(|name| metadata::check_name(name).is_ok()).ok_or_else(|| {
+                Failure::Refused(Code::Aborted, "the starting token is none of ours: list from the beginning".into())
+            })?,
+        };
+        let cluster = load_cluster(&*self.store).await?;
+        let (mut volumes, _) = metadata::list_volumes(&*self.store).await?;
+        volumes.retain(|info| info.meta.doc.name.as_str() > after && !info.meta.doc.deleting);
+        let more = most > 0 && volumes.len() > most;
+        if more {
+            volumes.truncate(most);
+        }
+        let next = volumes.last().filter(|_| more).map(|last| format!("{TOKEN}{}", last.meta.doc.name));
+        let entries = volumes.iter().map(|info| list_volumes_response::Entry {
+            volume: Some(volume(info, &cluster)),
+            status: Some(list_volumes_response::VolumeStatus {
+                published_node_ids: nodes(info),
+                volume_condition: None,
+            }),
+        });
+        Ok(ListVolumesResponse { entries: entries.collect(), next_token: next.unwrap_or_default() })
+    }
+
+    async fn capacity(&self, asked: GetCapacityRequest) -> Result<GetCapacityResponse, Failure> {
+        let parameters = Parameters::read(&asked.parameters)?;
+        let cluster = load_cluster(&*self.store).await?;
+        let none = GetCapacityResponse::default();
+        let supported = asked.volume_capabilities.iter().all(|one| Access::read(Some(one)).is_ok());
+        if !supported || asked.accessible_topology.is_some_and(|topology| !is_here(&cluster, &topology)) {
+            return Ok(none);
+        }
+        let ring = load_ring(&*self.store).await?;
+        let usual = ring.map_or(cluster.replicas, |ring| ring.doc.now.replicas);
+        let copies = u64::from(parameters.replicas.unwrap_or(usual).max(1));
+        let agents = list_agents(&*self.store).await?;
+        let space: FreeSpace = agents.iter().filter_map(|agent| Some(agent.alive.as_ref()?.space)).sum();
+        let free = u64::from(space.free) * u64::from(cluster.extent_blocks) / copies;
+        Ok(GetCapacityResponse {
+            available_capacity: bytes(Lba(free)),
+            maximum_volume_size: Some(bytes(Lba(VOLUME_BLOCKS_MAX))),
+            minimum_volume_size: None,
+        })
+    }
+
+    async fn get(&self, handle: &str) -> Result<ControllerGetVolumeResponse, Failure> {
+        let info = self.find(handle).await?;
+        let cluster = load_cluster(&*self.store).await?;
+        let published_node_ids = nodes(&info);
+        let status = controller_get_volume_response::VolumeStatus { published_node_ids, volume_condition: None };
+        Ok(ControllerGetVolumeResponse { volume: Some(volume(&info, &cluster)), status: Some(status) })
+    }
+
+    /// The volume of a handle: its id, and nothing else.
+    async fn find(&self, handle: &str) -> Result<VolumeInfo, Failure> {
+        let none = || Failure::from(VolumeError::NotFound(handle.chars().take(64).collect()));
+        let id: VolumeId = handle.parse().map_err(|_| none())?;
+        let info = find_volume(&*self.store, &id.to_string()).await?;
+        if info.id == id { Ok(info) } else { Err(none()) }
+    }
+}
+
+/// How large a volume is to be, in blocks.
+#[derive(Debug)]
+struct Size {
+    blocks: u64,
+    blocks_max: Option<u64>,
+}
+
+impl Size {
+    fn read(range: Option<&CapacityRange>) -> Result<Self, Failure> {
+        let range = range.copied().unwrap_or_default();
+        let read = |what: &str, bytes: i64| {
+            u64::try_from(bytes).map_err(|_| Failure::invalid(format!("a {what} of {bytes} bytes makes no sense")))
+        };
+        let (least, most) = (read("size", range.required_bytes)?, read("limit", range.limit_bytes)?);
+        let blocks_max = (most > 0).then_some(most / BLOCK_BYTES);
+        let blocks = match least {
+            0 => (SIZE_DEFAULT / BLOCK_BYTES).min(blocks_max.unwrap_or(u64::MAX)),
+            _ => least.div_ceil(BLOCK_BYTES),
+        };
+        if blocks == 0 || blocks_max.is_some_and(|max| blocks > max) {
+            let text = format!("no volume has from {least} to {most} bytes: sizes are whole blocks of {BLOCK_BYTES}");
+            return Err(Failure::Refused(Code::OutOfRange, text));
+        }
+        Ok(Self { blocks, blocks_max })
+    }
+}
+
+/// Fails when a volume that is there is not the one that is asked for.
+fn same(found: &VolumeDoc, asked: &NewVolume, size: &Size) -> Result<(), Failure> {
+    let differs = |what: &str, has: String, wanted: String| {
+        let name = &found.name;
+        let text = format!("volume {name:?} is there already, with {what} {has}, not {wanted}: choose another name");
+        Err(Failure::Refused(Code::AlreadyExists, text))
+    };
+    let fits = found.size.0 >= size.blocks && size.blocks_max.is_none_or(|max| found.size.0 <= max);
+    if !fits {
+        return differs("a size of", bytes(found.size).to_string(), bytes(Lba(size.blocks)).to_string());
+    }
+    if found.replicas != asked.replicas {
+        return differs("replicas", found.replicas.to_string(), asked.replicas.to_string());
+    }
+    if found.min_replicas != asked.min_replicas {
+        return differs("minReplicas", found.min_replicas.to_string(), asked.min_replicas.to_string());
+    }
+    if found.ack_mode != asked.ack_mode {
+        return differs("ackMode", format!("{:?}", found.ack_mode), format!("{:?}", asked.ack_mode));
+    }
+    Ok(())
+}
+
+/// Fails when a volume is wanted only where its cluster is not.
+fn reachable(cluster: &ClusterDoc, wanted: Option<&TopologyRequirement>) -> Result<(), Failure> {
+    match wanted {
+        Some(wanted) if !wanted.requisite.is_empty() && !wanted.requisite.iter().any(|one| is_here(cluster, one)) => {
+            let text = format!("no node that is asked for reaches cluster {}: start its node plugin there", cluster.id);
+            Err(Failure::Refused(Code::ResourceExhausted, text))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn is_here(cluster: &ClusterDoc, topology: &Topology) -> bool {
+    topology.segments.get(TOPOLOGY_CLUSTER).is_none_or(|id| *id == cluster.id.to_string())
+}
+
+fn volume(info: &VolumeInfo, cluster: &ClusterDoc) -> Volume {
+    let segments = HashMap::from([(TOPOLOGY_CLUSTER.to_owned(), cluster.id.to_string())]);
+    Volume {
+        capacity_bytes: bytes(info.meta.doc.size),
+        volume_id: info.id.to_string(),
+        accessible_topology: vec![Topology { segments }],
+        ..Volume::default()
+    }
+}
+
+fn nodes(info: &VolumeInfo) -> Vec<String> {
+    info.published.iter().map(|published| published.node.clone()).collect()
+}
+
+fn bytes(size: Lba) -> i64 {
+    i64::try_from(size.0.saturating_mul(BLOCK_BYTES)).unwrap_or(i64::MAX)
+}
+
+fn required<'a>(what: &str, text: &'a str) -> Result<&'a str, Failure> {
+    if text.is_empty() { Err(Failure::invalid(format!("the {what} is missing"))) } else { Ok(text) }
+}
+
+#[async_trait]
+impl Service for Controller {
+    async fn create_volume(
+        &self,
+        request: Request<CreateVolumeRequest>,
+    ) -> Result<Response<CreateVolumeResponse>, Status> {
+        let (this, asked) = (self.clone(), request.into_inner());
+        let name = name::of(&asked.name)?;
+        self.alone(&name.clone(), async move { this.create(name, asked).await }).await
+    }
+
+    async fn delete_volume(
+        &self,
+        request: Request<DeleteVolumeRequest>,
+    ) -> Result<Response<DeleteVolumeResponse>, Status> {
+        let (this, handle) = (self.clone(), request.into_inner().volume_id);
+        required("volume's id", &handle)?;
+        self.alone(&handle.clone(), async move { this.delete(&handle).await }).await
+    }
+
+    async fn controller_publish_volume(
+        &self,
+        request: Request<ControllerPublishVolumeRequest>,
+    ) -> Result<Response<ControllerPublishVolumeResponse>, Status> {
+        let (this, asked) = (self.clone(), request.into_inner());
+        required("node's id", &asked.node_id)?;
+        let handle = required("volume's id", &asked.volume_id)?.to_owned();
+        self.alone(&handle, async move { this.publish(asked).await }).await
+    }
+
+    async fn controller_unpublish_volume(
+        &self,
+        request: Request<ControllerUnpublishVolumeRequest>,
+    ) -> Result<Response<ControllerUnpublishVolumeResponse>, Status> {
+        let (this, asked) = (self.clone(), request.into_inner());
+        let handle = required("volume's id", &asked.volume_id)?.to_owned();
+        let unpublishing = async move {
+            // What is not there is published to nobody.
+            if let Ok(id) = asked.volume_id.parse() {
+                let node = Some(asked.node_id.as_str()).filter(|node| !node.is_empty());
+                unpublish_volume(&*this.store, id, node).await?;
+            }
+            Ok(ControllerUnpublishVolumeResponse {})
+        };
+        self.alone(&handle, unpublishing).await
+    }
+
+    async fn controller_expand_volume(
+        &self,
+        request: Request<ControllerExpandVolumeRequest>,
+    ) -> Result<Response<ControllerExpandVolumeResponse>, Status> {
+        let (this, asked) = (self.clone(), request.into_inner());
+        let handle = required("volume's id", &asked.volume_id)?.to_owned();
+        self.alone(&handle, async move { this.expand(asked).await }).await
+    }
+
+    async fn validate_volume_capabilities(
+        &self,
+        request: Request<ValidateVolumeCapabilitiesRequest>,
+    ) -> Result<Response<ValidateVolumeCapabilitiesResponse>, Status> {
+        let asked = request.into_inner();
+        required("volume's id", &asked.volume_id)?;
+        Ok(Response::new(self.validate(asked).await?))
+    }
+
+    async fn list_volumes(
+        &self,
+        request: Request<ListVolumesRequest>,
+    ) -> Result<Response<ListVolumesResponse>, Status> {
+        Ok(Response::new(self.list(request.into_inner()).await?))
+    }
+
+    async fn get_capacity(
+        &self,
+        request: Request<GetCapacityRequest>,
+    ) -> Result<Response<GetCapacityResponse>, Status> {
+        Ok(Response::new(self.capacity(request.into_inner()).await?))
+    }
+
+    async fn controller_get_volume(
+        &self,
+        request: Request<ControllerGetVolumeRequest>,
+    ) -> Result<Response<ControllerGetVolumeResponse>, Status> {
+        let handle = request.into_inner().volume_id;
+        required("volume's id", &handle)?;
+        Ok(Response::new(self.get(&handle).await?))
+    }
+
+    async fn controller_get_capabilities(
+        &self,
+        _: Request<ControllerGetCapabilitiesRequest>,
+    ) -> Result<Response<ControllerGetCapabilitiesResponse>, Status> {
+        let capability = |kind: rpc::Type| ControllerServiceCapability {
+            r#type: Some(controller_service_capability::Type::Rpc(Rpc { r#type: kind.into() })),
+        };
+        let capabilities = CAPABILITIES.into_iter().map(capability).collect();
+        Ok(Response::new(ControllerGetCapabilitiesResponse { capabilities }))
+    }
+}
+
+#[cfg(test)]
+mod tests;
