@@ -63,9 +63,8 @@ impl OneFile {
 
 impl Filesystem for OneFile {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        let bounds = config.set_max_write(FUSE_REQUEST_BYTES_MAX);
-        let bounds = bounds.and_then(|_| Ok(config.set_max_background(FUSE_IN_FLIGHT_REQUESTS_MAX)));
-        debug_assert!(bounds.is_ok(), "fuser takes these bounds");
+        config.set_max_write(FUSE_REQUEST_BYTES_MAX).expect("fuser takes 16 MiB");
+        config.set_max_background(FUSE_IN_FLIGHT_REQUESTS_MAX).expect("fuser takes any number but 0");
         // Without it, a loop device has one request under way at a time. Every kernel since 3.10 has it.
         if config.add_capabilities(InitFlags::FUSE_ASYNC_DIO).is_err() {
             tracing::warn!("this kernel's FUSE has no asynchronous direct I/O: the device is going to be slow");

@@ -57,7 +57,8 @@ enum Ask {
 
 impl Keeper {
     /// Opens `info` and shows it as a device. `control` must be driven by another thread than the caller's, and the
-    /// caller must hold the volume's lock ([`Records::lock`]).
+    /// caller must hold the volume's lock and have settled what was there ([`super::Attachments::settle`]): a device that
+    /// waits is taken over.
     ///
     /// # Errors
     /// When the volume cannot be opened or there can be no device. Nothing is left of it then.
@@ -84,7 +85,7 @@ impl Keeper {
             runtime.shutdown_background();
         });
         let thread = thread.map_err(NodeError::Thread)?;
-        let record = is_ready.await.unwrap_or_else(|_| Err(NodeError::Ended))?;
+        let record = is_ready.await.unwrap_or(Err(NodeError::Ended))?;
         Ok(Self { record, asks, lost, thread: Some(thread) })
     }
 

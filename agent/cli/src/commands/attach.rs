@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::process::Stdio;
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -30,6 +31,8 @@ use torus_core::ids::VolumeId;
 
 /// How long a process may take to let a volume go: what is not in a checkpoint yet is written first.
 const LET_GO: Duration = Duration::from_secs(120);
+/// How often a person is told that something is still under way.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// What is said of what a process has left that is gone.
 const CLEARED: &str = "detached: the process that served it was gone, and its dead device was removed";
 /// Lines of a log that are shown when a process ended without a word.
@@ -259,6 +262,7 @@ async fn attach(global: &Global, args: Args, printer: Printer) -> Result<(), Fai
         wanted.check(before.as_ref().map(device))?;
     }
     let fresh = before.is_none();
+    let log = attachments.records().place(info.id).join("log");
     let mut record = match before {
         Some(record) if served => record,
         orphan => {
@@ -272,7 +276,7 @@ async fn attach(global: &Global, args: Args, printer: Printer) -> Result<(), Fai
         }
     };
     if let Some(wanted) = &wanted
-        && let Err(error) = attachments.mount(&mut record, wanted).await
+        && let Err(error) = patiently("mounting", &log, attachments.mount(&mut record, wanted)).await
     {
         if fresh {
             // Nothing is left of a command that failed; what it failed of matters more than how that went.
@@ -289,6 +293,20 @@ async fn attach(global: &Global, args: Args, printer: Printer) -> Result<(), Fai
 
 fn device(record: &Record) -> &Path {
     record.device.as_deref().unwrap_or(Path::new("its device"))
+}
+
+/// Waits for `work`, and says that it waits: I/O that cannot be carried out now waits until it can.
+async fn patiently<T>(what: &str, log: &Path, work: impl Future<Output = T>) -> T {
+    let mut work = pin!(work);
+    loop {
+        tokio::select! {
+            done = &mut work => return done,
+            () = tokio::time::sleep(PATIENCE) => eprintln!(
+                "still {what}: it waits for the volume, or takes its time; {} says whether agents are missing",
+                log.display()
+            ),
+        }
+    }
 }
 
 /// Fails where what is attached is not what is asked for.
@@ -462,7 +480,8 @@ pub async fn detach(args: DetachArgs, printer: Printer) -> Result<(), Failure> {
             return Err(Failure::failed_as(FailureKind::Refused, text).next(next));
         }
         Settled::Attached(mut record) => {
-            attachments.unmount(&mut record).await?;
+            let log = attachments.records().place(volume).join("log");
+            patiently("unmounting", &log, attachments.unmount(&mut record)).await?;
             node::end(attachments.records(), &record, LET_GO).await?;
             (record, "detached")
         }

@@ -145,11 +145,11 @@ impl Drop for Mounted<'_> {
             let cleaned = scope.spawn(|| {
                 self.runtime.block_on(async {
                     filesystem::abandon(&device).await;
-                    keeper.close().await
+                    keeper.close().await.map_err(|error| crate::failure::told(&error))
                 })
             });
             if let Ok(Err(error)) = cleaned.join() {
-                eprintln!("{}", crate::failure::told(&error));
+                eprintln!("{error}");
             }
         });
     }
