@@ -26,6 +26,7 @@ mod connection;
 mod outbox;
 mod request;
 mod server;
+mod socket;
 
 pub use crate::listen::ListenError;
 pub use server::{Export, ExportError, Server};

@@ -1,6 +1,7 @@
 //! Exports, listeners, connections, and how they end.
 
 use super::connection::{ConnectionError, negotiate, transmit};
+use super::socket::Socket;
 use crate::device::BlockDevice;
 use crate::listen::{self, ListenError, SocketFile};
 use bytes::BytesMut;
@@ -260,7 +261,10 @@ impl<D: BlockDevice + 'static> Server<D> {
         let over = CancellationToken::new();
         let (client, counted, done) = (client.to_owned(), self.shared.connections.one(), over.clone().drop_guard());
         spawn_local(async move {
-            serving.serve(stream, session, BytesMut::new(), &client).await;
+            match Socket::new(stream) {
+                Ok(socket) => serving.serve(socket, session, BytesMut::new(), &client).await,
+                Err(error) => tracing::warn!(client, %error, "cannot serve an NBD connection"),
+            }
             drop((counted, done));
         });
         Ok(over)
@@ -304,14 +308,14 @@ struct UnixDoor {
 }
 
 impl Door for UnixDoor {
-    type Stream = tokio::net::UnixStream;
+    type Stream = Socket;
     async fn accept(&self) -> io::Result<(Self::Stream, String)> {
         let (stream, _) = self.listener.accept().await?;
         let client = match stream.peer_cred().ok().and_then(|who| who.pid()) {
             Some(pid) => format!("process {pid}"),
             None => "a process elsewhere".to_owned(),
         };
-        Ok((stream, client))
+        Ok((Socket::new(stream)?, client))
     }
 }
 

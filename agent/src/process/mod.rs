@@ -43,7 +43,7 @@ use disks::Disks;
 use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::{JoinHandle, LocalSet};
+use tokio::task::{JoinHandle, LocalSet, spawn_local};
 use tokio_util::sync::CancellationToken;
 use torus_core::ids::{AgentId, Incarnation};
 use torus_core::limits::{AGENT_BUFFERS_IDLE_BYTES, AGENT_COMMANDS_MAX, EXTENT_BLOCKS_DEFAULT, REPLICAS_DEFAULT};
@@ -149,7 +149,9 @@ impl Agent {
                     let _ = ready.send(Ok(is_started));
                     let end = LocalSet::new().block_on(&runtime, async move {
                         server.listen(listener);
-                        plane.run(started).await
+                        // A task like those of the connections that wake it: the runtime's root future would be polled
+                        // only after another look at the sockets.
+                        spawn_local(plane.run(started)).await.expect("the plane neither panics nor is cancelled")
                     });
                     let _ = ended.send(end);
                 }

@@ -9,6 +9,7 @@ use std::future::poll_fn;
 use std::io;
 use std::task::Poll;
 use std::time::{Duration, Instant};
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 use torus_core::ids::{Epoch, VolumeId};
@@ -79,8 +80,10 @@ impl Plane {
     ) -> io::Result<Plane> {
         let clock = Clock::start();
         let (disks, cores): (Vec<_>, Vec<_>) = disks.into_iter().unzip();
+        // Read readiness alone: taking what an eventfd holds makes it writable, and would wake the thread for nothing.
         #[expect(deprecated, reason = "its replacement is unsafe: it trusts us with what a Disk's own type promises")]
-        let disks = disks.into_iter().map(AsyncFd::new).collect::<io::Result<_>>()?;
+        let watched = |disk| AsyncFd::with_interest(disk, Interest::READABLE);
+        let disks = disks.into_iter().map(watched).collect::<io::Result<_>>()?;
         let mut effects = MemberEffects::default();
         let member = Member::new(cores, missing, clock.now(), &mut effects);
         let (committing, requests, completions, events) = Default::default();
