@@ -9,7 +9,7 @@ use tokio::runtime::{Builder, Runtime};
 use torus_agent::device::Unaligned;
 use torus_agent::metadata::VolumeInfo;
 use torus_agent::nbd::{Export, ListenError, Server};
-use torus_agent::owner::{Control, OpenVolume, OwnerConfig, OwnerError, OwnerStats};
+use torus_agent::owner::{Control, OpenVolume, OwnerConfig, OwnerError, OwnerStats, OwnerStatus};
 use torus_core::block::VolumeState;
 use torus_core::ids::Epoch;
 use torus_core::log::recover::OpenError;
@@ -130,6 +130,11 @@ impl Serving {
     /// Figures, while it is served.
     pub async fn stats(&self) -> Option<OwnerStats> {
         self.volume.stats().await
+    }
+
+    /// What can be told of it.
+    pub fn status(&self) -> OwnerStatus {
+        self.volume.status()
     }
 
     /// Waits until it is lost to another owner. Cancel safe.

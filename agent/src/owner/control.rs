@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
 use torus_core::ids::{Epoch, VolumeId};
 use torus_core::log::MetaId;
@@ -52,9 +53,10 @@ impl Control {
         self.ask(async move { store.grant(LEASE_TIME).await }).await?
     }
 
-    /// Keeps `lease` for as long as `life` has a sender, and the owner's key under it; then ends it.
-    pub(super) fn keep(&self, lease: LeaseId, sign: Sign, life: watch::Receiver<Option<Epoch>>) {
-        self.runtime.spawn(keep(Arc::clone(&self.store), lease, sign, life));
+    /// Keeps `lease` for as long as `life` has a sender, and the owner's key under it; then ends it. The task is over when
+    /// the key is gone, or cannot be taken back.
+    pub(super) fn keep(&self, lease: LeaseId, sign: Sign, life: watch::Receiver<Option<Epoch>>) -> JoinHandle<()> {
+        self.runtime.spawn(keep(Arc::clone(&self.store), lease, sign, life))
     }
 }
 

@@ -1,5 +1,6 @@
 //! An open volume as a [`BlockDevice`].
 
+use super::status::{IoKind, Latencies};
 use crate::device::{BlockDevice, DeviceInfo, IoError, IoErrorKind, StatusExtent, push_extent};
 use slab::Slab;
 use std::cell::{Cell, RefCell};
@@ -7,6 +8,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
+use std::time::Instant;
 use tokio::sync::Notify;
 use torus_core::block::{IoDone, IoError as CoreError, IoId, IoOp};
 use torus_core::format::Pieces;
@@ -29,20 +31,29 @@ pub(super) struct Desk {
     ended: RefCell<Option<IoError>>,
     /// What errors call the volume.
     pub name: String,
+    /// How long requests took.
+    latencies: Latencies,
 }
 
 enum Waiting {
-    Open(IoId, Option<Waker>),
+    Open(Open),
     Done(Result<IoDone, IoError>),
     /// Nobody waits any more, but the core still has it.
     Forgotten(IoId),
 }
 
+struct Open {
+    id: IoId,
+    kind: IoKind,
+    since: Instant,
+    waker: Option<Waker>,
+}
+
 impl Desk {
     /// The desk of a volume that is called `name` and has so many blocks.
-    pub fn new(name: String, blocks: u64) -> Desk {
+    pub fn new(name: String, blocks: u64, latencies: Latencies) -> Desk {
         let (asked, news, waiting, count, grown, ended) = Default::default();
-        Desk { asked, news, waiting, count, blocks: Cell::new(blocks), grown, ended, name }
+        Desk { asked, news, waiting, count, blocks: Cell::new(blocks), grown, ended, name, latencies }
     }
 
     /// The device's size, in blocks.
@@ -67,7 +78,7 @@ impl Desk {
         match &*self.ended.borrow() {
             Some(error) => drop(entry.insert(Waiting::Done(Err(error.clone())))),
             None => {
-                entry.insert(Waiting::Open(id, None));
+                entry.insert(Waiting::Open(Open { id, kind: IoKind::of(&op), since: Instant::now(), waker: None }));
                 self.asked.borrow_mut().push((id, op));
                 self.news.notify_one();
             }
@@ -86,9 +97,10 @@ impl Desk {
         let mut waiting = self.waiting.borrow_mut();
         let entry = waiting.get_mut(place).expect("the core answers what was asked, once");
         match entry {
-            Waiting::Open(asked, waker) => {
-                assert_eq!(*asked, id, "the core answers what was asked, once");
-                let waker = waker.take();
+            Waiting::Open(open) => {
+                assert_eq!(open.id, id, "the core answers what was asked, once");
+                self.latencies.observe(open.kind, open.since.elapsed());
+                let waker = open.waker.take();
                 *entry = Waiting::Done(result.map_err(|error| self.told(&error)));
                 if let Some(waker) = waker {
                     waker.wake();
@@ -108,8 +120,8 @@ impl Desk {
         self.asked.borrow_mut().clear();
         let mut waiting = self.waiting.borrow_mut();
         for (_, entry) in waiting.iter_mut() {
-            if let Waiting::Open(_, waker) = entry {
-                let waker = waker.take();
+            if let Waiting::Open(open) = entry {
+                let waker = open.waker.take();
                 *entry = Waiting::Done(Err(error.clone()));
                 if let Some(waker) = waker {
                     waker.wake();
@@ -117,6 +129,15 @@ impl Desk {
             }
         }
         waiting.retain(|_, entry| !matches!(entry, Waiting::Forgotten(_)));
+    }
+
+    /// Since when the request that has waited longest is under way.
+    pub fn oldest(&self) -> Option<Instant> {
+        let since = |entry: &Waiting| match entry {
+            Waiting::Open(open) => Some(open.since),
+            Waiting::Done(..) | Waiting::Forgotten(_) => None,
+        };
+        self.waiting.borrow().iter().filter_map(|(_, entry)| since(entry)).min()
     }
 
     fn told(&self, error: &CoreError) -> IoError {
@@ -145,10 +166,10 @@ impl Future for Answer {
         let this = &mut *self;
         let mut waiting = this.desk.waiting.borrow_mut();
         match &mut waiting[this.place] {
-            Waiting::Open(_, waker) => {
-                match waker {
+            Waiting::Open(open) => {
+                match &mut open.waker {
                     Some(waker) => waker.clone_from(cx.waker()),
-                    None => *waker = Some(cx.waker().clone()),
+                    None => open.waker = Some(cx.waker().clone()),
                 }
                 Poll::Pending
             }
@@ -171,7 +192,7 @@ impl Drop for Answer {
         }
         let mut waiting = self.desk.waiting.borrow_mut();
         match &waiting[self.place] {
-            Waiting::Open(id, _) => waiting[self.place] = Waiting::Forgotten(*id),
+            Waiting::Open(open) => waiting[self.place] = Waiting::Forgotten(open.id),
             Waiting::Done(..) => drop(waiting.remove(self.place)),
             Waiting::Forgotten(_) => unreachable!("a future is dropped once"),
         }

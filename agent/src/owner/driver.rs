@@ -2,6 +2,7 @@
 
 use super::control::{Answer, Control, Sign};
 use super::device::{Desk, VolumeDevice};
+use super::status::{Latencies, OwnerStatus};
 use super::view::{News, View};
 use super::{OwnerConfig, OwnerError};
 use crate::clock::Clock;
@@ -11,18 +12,23 @@ use crate::tdp::{Aligned, PeerEvent, Peers};
 use std::rc::Rc;
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::{AbortHandle, spawn_local};
-use tokio::time::{Instant as TokioInstant, sleep_until};
+use tokio::task::{AbortHandle, JoinHandle, spawn_local};
+use tokio::time::{Instant as TokioInstant, sleep_until, timeout};
+use torus_core::block::gc::Pressure;
 use torus_core::block::serving::Counters;
 use torus_core::block::{Effects, Event, IoId, IoOp, Volume, VolumeConfig, VolumeState};
 use torus_core::ids::Epoch;
 use torus_core::limits::OWNER_BUFFERS_IDLE_BYTES;
-use torus_core::log::Note;
 use torus_core::log::recover::Claim;
+use torus_core::log::{Blocked, Note};
+use torus_core::peer::FreeSpace;
 use torus_core::ring::Ring;
 use torus_core::tdp::Role;
 use torus_core::time::Instant;
 use torus_store::BufferPool;
+
+/// How long taking back the sign of life may take.
+const FAREWELL_TIME: std::time::Duration = std::time::Duration::from_secs(3);
 
 /// A volume that is open on this thread.
 pub struct OpenVolume {
@@ -32,9 +38,12 @@ pub struct OpenVolume {
     task: AbortHandle,
     /// Its name.
     name: String,
+    latencies: Latencies,
+    /// Over when the sign of life is taken back.
+    keeper: JoinHandle<()>,
 }
 
-enum Question {
+pub(super) enum Question {
     Stats(oneshot::Sender<OwnerStats>),
     Close,
 }
@@ -52,6 +61,16 @@ pub struct OwnerStats {
     pub underway: u64,
     /// Extents with fewer sound copies than asked for.
     pub under_replicated: u64,
+    /// What of its extents is still needed, and what is not.
+    pub pressure: Option<Pressure>,
+    /// Garbage collection is at work.
+    pub collecting: bool,
+    /// Slots of the agents that it can reach.
+    pub space: FreeSpace,
+    /// Why I/O waits, if it does for another reason than load.
+    pub blocked: Option<Blocked>,
+    /// For how long the request that has waited longest is under way.
+    pub oldest: Option<std::time::Duration>,
 }
 
 impl OpenVolume {
@@ -86,9 +105,10 @@ impl OpenVolume {
             grace: config.grace,
         };
         let (life, living) = watch::channel(None);
-        control.keep(lease, Sign { volume: volume.id, holder: config.holder.clone(), nonce }, living);
+        let keeper = control.keep(lease, Sign { volume: volume.id, holder: config.holder.clone(), nonce }, living);
         let view = View::begin(&control.runtime, &control.store, volume.id);
-        let desk = Rc::new(Desk::new(name.clone(), volume.meta.doc.size.0));
+        let latencies = Latencies::new();
+        let desk = Rc::new(Desk::new(name.clone(), volume.meta.doc.size.0, latencies.clone()));
         let memory = Aligned(BufferPool::new(OWNER_BUFFERS_IDLE_BYTES));
         let who = format!("{name} on {} (process {})", config.holder.host, config.holder.pid);
         let volume = Volume::new(core, ring);
@@ -113,7 +133,7 @@ impl OpenVolume {
             heard: Vec::new(),
         };
         let task = spawn_local(driver.run()).abort_handle();
-        let mut open = OpenVolume { device: VolumeDevice { desk }, state, questions, task, name };
+        let mut open = OpenVolume { device: VolumeDevice { desk }, state, questions, task, name, latencies, keeper };
         open.until(|state| !matches!(state, VolumeState::Opening(_))).await;
         match open.ended() {
             None => Ok(open),
@@ -131,6 +151,12 @@ impl OpenVolume {
     #[must_use]
     pub fn state(&self) -> VolumeState {
         self.state.borrow().clone()
+    }
+
+    /// What can be told of it from any thread, also when it has ended.
+    #[must_use]
+    pub fn status(&self) -> OwnerStatus {
+        OwnerStatus::new(self.name.clone(), self.questions.clone(), self.state.clone(), self.latencies.clone())
     }
 
     /// Figures; `None` once it has ended.
@@ -153,7 +179,15 @@ impl OpenVolume {
     pub async fn close(mut self) -> Result<(), OwnerError> {
         // A driver that has ended has said why.
         let _ = self.questions.send(Question::Close);
-        match self.lost().await {
+        let ended = self.lost().await;
+        // Until the sign of life is gone, everybody takes the volume for open. It runs out by itself if this fails.
+        if timeout(FAREWELL_TIME, &mut self.keeper).await.is_err() {
+            tracing::warn!(
+                volume = self.name,
+                "the owner's sign of life is not taken back in time; it runs out by itself"
+            );
+        }
+        match ended {
             OwnerError::Closed(_) => Ok(()),
             error => Err(error),
         }
@@ -286,6 +320,11 @@ impl Driver {
                     map_bytes: serving.map.memory_bytes() as u64,
                     underway: serving.underway() as u64,
                     under_replicated: serving.log.under_replicated() as u64,
+                    pressure: Some(serving.pressure()),
+                    collecting: serving.is_collecting(),
+                    space: serving.log.space(),
+                    blocked: serving.log.blocked(),
+                    oldest: self.desk.oldest().map(|since| since.elapsed()),
                 });
                 // Whoever asked may have given up.
                 let _ = asker.send(stats.unwrap_or_default());

@@ -21,12 +21,14 @@ mod control;
 mod device;
 mod driver;
 mod remove;
+mod status;
 mod view;
 
 pub use control::Control;
 pub use device::VolumeDevice;
 pub use driver::{OpenVolume, OwnerStats};
 pub use remove::{DeleteError, Removed, delete_volume};
+pub use status::OwnerStatus;
 
 use crate::metadata::{ClusterError, RingsError};
 use std::time::Duration;

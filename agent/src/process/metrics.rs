@@ -14,9 +14,9 @@ use std::fmt;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
-type Labels = Vec<(String, String)>;
-type Count = Gauge<u64, AtomicU64>;
-type Fraction = Gauge<f64, AtomicU64>;
+pub(crate) type Labels = Vec<(String, String)>;
+pub(crate) type Count = Gauge<u64, AtomicU64>;
+pub(crate) type Fraction = Gauge<f64, AtomicU64>;
 
 /// For commits: 50 µs to 13 s.
 #[must_use]
@@ -59,13 +59,13 @@ pub fn node_text(name: &str, attached: &[Attachment]) -> Result<String, fmt::Err
     Ok(text)
 }
 
-fn gauge(registry: &mut Registry, name: &str, help: &str, value: u64) {
+pub(crate) fn gauge(registry: &mut Registry, name: &str, help: &str, value: u64) {
     let gauge = Count::default();
     gauge.set(value);
     registry.register(name, help, gauge);
 }
 
-fn counter(registry: &mut Registry, name: &str, help: &str, value: u64) {
+pub(crate) fn counter(registry: &mut Registry, name: &str, help: &str, value: u64) {
     let counter = Counter::<u64>::default();
     counter.inc_by(value);
     registry.register(name, help, counter);
@@ -94,7 +94,7 @@ fn agent(registry: &mut Registry, status: &Status, answers: bool) {
     registry.register_with_unit("metadata_lost", "Time since it last did", Unit::Seconds, seconds);
 }
 
-fn process(registry: &mut Registry) {
+pub(crate) fn process(registry: &mut Registry) {
     let Some((cpu_seconds, resident_bytes)) = own_use() else { return };
     let cpu = Counter::<f64, AtomicU64>::default();
     cpu.inc_by(cpu_seconds);

@@ -23,10 +23,10 @@ mod failure;
 pub mod file;
 pub mod flexvolume;
 mod heartbeat;
-mod http;
+pub mod http;
 mod join;
 pub mod logging;
-mod metrics;
+pub(crate) mod metrics;
 pub mod node;
 mod status;
 

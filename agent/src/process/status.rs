@@ -1,5 +1,7 @@
 //! How an agent is: what `/healthz`, `/readyz`, `/metrics`, gRPC and the heartbeat all ask.
 
+use super::http::Watched;
+use super::metrics;
 use crate::storage::{Command, Report};
 use prometheus_client::metrics::histogram::Histogram;
 use std::sync::{Mutex, PoisonError};
@@ -168,5 +170,26 @@ impl Status {
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         // A few plain values: whole whatever a panicking thread was doing.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Watched for Status {
+    fn about(&self) -> (String, String) {
+        let Who { name, agent, cluster, incarnation, .. } = &self.who;
+        let (version, up) = (env!("CARGO_PKG_VERSION"), self.since.elapsed().as_secs());
+        let text = format!("agent {agent} of cluster {cluster}, run {incarnation}, version {version}, up {up} s");
+        (format!("torus-agent {name}"), text)
+    }
+
+    async fn metrics(&self) -> Result<String, std::fmt::Error> {
+        metrics::text(self, self.report().await.as_ref())
+    }
+
+    async fn health(&self) -> Result<(), String> {
+        self.report().await.map(drop).ok_or_else(|| "the data plane does not answer".into())
+    }
+
+    async fn readiness(&self) -> Readiness {
+        Status::readiness(self).await.0
     }
 }

@@ -153,6 +153,18 @@ impl Serving {
         self.head.as_ref().map(|(head, _)| head)
     }
 
+    /// How much of it is garbage, as it was seen last.
+    #[must_use]
+    pub fn pressure(&self) -> Pressure {
+        self.survey.pressure
+    }
+
+    /// Whether garbage collection is at work.
+    #[must_use]
+    pub fn is_collecting(&self) -> bool {
+        self.gc.is_busy()
+    }
+
     /// Requests of front ends that are not answered yet.
     #[must_use]
     pub fn underway(&self) -> usize {

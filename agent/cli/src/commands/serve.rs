@@ -8,11 +8,15 @@ use crate::serving::{Door, Serving, control_runtime};
 use serde::Serialize;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::LocalSet;
+use tokio_util::sync::CancellationToken;
 use torus_agent::metadata;
 use torus_agent::owner::{Control, OwnerConfig};
-use torus_agent::process::{Logging, logging};
+use torus_agent::process::{Logging, http, logging};
 
 /// Which volume, and where.
 #[derive(clap::Args, Debug)]
@@ -24,6 +28,9 @@ pub struct Args {
     /// Take the volume over from whoever holds it: they are fenced and get nothing more acknowledged.
     #[arg(long)]
     fence: bool,
+    /// Serve /metrics, /healthz and /readyz of this owner on this TCP address, such as 127.0.0.1:4322.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    http: Option<SocketAddr>,
     /// What to log on stderr, such as info.
     #[arg(long, env = "TORUS_LOG", value_name = "FILTER", default_value = "warn")]
     log: String,
@@ -66,6 +73,7 @@ pub fn run(global: &Global, args: Args, printer: Printer) -> Result<(), Failure>
         (None, Some(address)) => Door::Tcp(address),
         (None, None) => return Err(Failure::usage("nowhere to serve it: give --socket PATH or --listen ADDRESS:PORT")),
     };
+    let watched = args.http.map(|address| listen(&control, address)).transpose()?;
     let config = OwnerConfig { force: args.fence, ..OwnerConfig::new() };
     let side = Control { runtime: control.handle().clone(), store };
     let data = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -85,6 +93,9 @@ pub fn run(global: &Global, args: Args, printer: Printer) -> Result<(), Failure>
             epoch: serving.epoch().0,
             size_bytes: info.meta.doc.size.0 * torus_core::ids::BLOCK_BYTES,
         };
+        if let Some(listener) = watched {
+            control.spawn(http::serve(listener, Arc::new(serving.status()), CancellationToken::new()));
+        }
         printer.done(
             &format!("volume {:?} is served at {} (epoch {})", served.volume, served.uri, served.epoch),
             &served,
@@ -102,7 +113,15 @@ pub fn run(global: &Global, args: Args, printer: Printer) -> Result<(), Failure>
             }
         }
     });
-    // What is still on its way to the metadata store is a sign of life taken back: worth a moment, no more.
-    control.shutdown_timeout(std::time::Duration::from_secs(2));
+    // Nothing of it is worth waiting for: what was to be told to the metadata store has been.
+    control.shutdown_background();
     ended
+}
+
+/// Takes the port before anything else is touched.
+fn listen(control: &Runtime, address: SocketAddr) -> Result<TcpListener, Failure> {
+    let bound = control.block_on(TcpListener::bind(address));
+    bound.map_err(|error| {
+        Failure::because(format!("cannot serve HTTP on {address}"), &error).next("Choose another address with --http.")
+    })
 }
