@@ -45,7 +45,7 @@ pub struct Options {
     pub extent_size: String,
     /// Further flags for every agent.
     pub agent_flags: Vec<String>,
-    /// The cargo profile whose programs are run.
+    /// The cargo profile whose programs are run: release, or `$TORUS_E2E_PROFILE`.
     pub profile: String,
     /// What agents keep their data on, in order; those that it does not reach have a file in a directory of their own.
     pub disks: Vec<Option<PathBuf>>,
@@ -62,7 +62,7 @@ impl Default for Options {
             disk_size: "4GiB".into(),
             extent_size: "64MiB".into(),
             agent_flags: Vec::new(),
-            profile: "release".into(),
+            profile: std::env::var("TORUS_E2E_PROFILE").unwrap_or_else(|_| "release".into()),
             disks: Vec::new(),
             proxies: false,
             base: None,
@@ -200,8 +200,9 @@ impl Cluster {
     /// Starts an owner of `volume` that serves it on a unix socket, and waits until it listens. `name` tells owners apart.
     pub fn serve(&self, name: &str, volume: &str, fence: bool) -> Result<Owner> {
         let socket = self.path().join(format!("{name}.sock"));
+        let http = ports::free()?;
         let mut command = self.command();
-        command.args(["serve", volume, "--socket"]).arg(&socket);
+        command.args(["serve", volume, "--socket"]).arg(&socket).args(["--http", &format!("127.0.0.1:{http}")]);
         if fence {
             command.arg("--fence");
         }
@@ -211,7 +212,7 @@ impl Cluster {
             READY,
             || Ok(std::os::unix::net::UnixStream::connect(&socket).is_ok()),
         )?;
-        Ok(Owner { process, volume: volume.to_owned(), socket })
+        Ok(Owner { process, volume: volume.to_owned(), socket, http })
     }
 
     fn command(&self) -> Command {
@@ -220,6 +221,33 @@ impl Cluster {
         command.env("TORUS_ETCD", self.etcd.url()).env("TORUS_STATE_DIR", self.path().join("attached"));
         command.env("HOME", self.path()).stdin(Stdio::null());
         command
+    }
+
+    /// The exit code and the message of an agent that does not start. It has ports of its own and this cluster's metadata store,
+    /// unless `args` say otherwise.
+    pub fn agent_fails<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Result<(i32, String)> {
+        let mut command = Command::new(&self.programs.agent);
+        clean(&mut command);
+        command.env("TORUS_ETCD", self.etcd.url()).env("TORUS_PORT", "0").env("TORUS_CONTROL_ADDRESS", "127.0.0.1:0");
+        command.env("TORUS_HTTP_ADDRESS", "none").args(args);
+        let mut process = Process::start("agent-refused", command, self.path())?;
+        let status = process.wait(READY)?;
+        ensure!(!status.success(), "the agent did not fail");
+        let said = process.log_tail();
+        ensure!(!said.contains("panicked"), "the agent panicked: {said}");
+        Ok((status.code().context("the agent was killed")?, said))
+    }
+
+    /// Where an agent takes data.
+    #[must_use]
+    pub fn data_port(&self, index: usize) -> u16 {
+        self.ports[index].data
+    }
+
+    /// Where an agent serves HTTP.
+    #[must_use]
+    pub fn http_port(&self, index: usize) -> u16 {
+        self.ports[index].http
     }
 
     fn spawn_agent(&self, index: usize) -> Result<Process> {
@@ -307,6 +335,7 @@ pub struct Owner {
     pub process: Process,
     volume: String,
     socket: PathBuf,
+    http: u16,
 }
 
 impl Owner {
@@ -326,6 +355,17 @@ impl Owner {
     #[must_use]
     pub fn uri(&self) -> String {
         format!("nbd+unix:///{}?socket={}", self.volume, self.socket.display())
+    }
+
+    /// What it answers to an HTTP request.
+    pub fn http(&self, path: &str) -> Result<String> {
+        get(self.http, path).with_context(|| format!("the owner of {} does not answer {path}", self.volume))
+    }
+
+    /// The sum of a metric of it over all its labels.
+    pub fn metric(&self, name: &str) -> Result<f64> {
+        sum_of(&self.http("/metrics")?, name)
+            .with_context(|| format!("the owner of {} has no metric {name}", self.volume))
     }
 
     /// Lets the volume go in order.

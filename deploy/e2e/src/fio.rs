@@ -92,6 +92,19 @@ impl Load {
     }
 }
 
+/// Writes `times` the first `bytes` of a volume: in order and by the MiB (`write`), or 4 KiB at random (`randwrite`).
+pub fn overwrite(uri: &str, scratch: &Path, name: &str, how: &str, bytes: u64, times: u64) -> Result<Fio> {
+    let output = scratch.join(format!("{name}.json"));
+    let mut fio = Command::new("fio");
+    fio.args(["--output-format=json", "--thread", "--ioengine=nbd", "--iodepth=32", "--norandommap", "--name=job"]);
+    let block = if how == "write" { "1m" } else { "4k" };
+    fio.arg(format!("--bs={block}")).arg("--randrepeat=0").arg(format!("--rw={how}")).arg(format!("--uri={uri}"));
+    fio.arg(format!("--size={bytes}")).arg(format!("--io_size={}", bytes * times));
+    fio.arg(format!("--output={}", output.display())).current_dir(scratch);
+    let process = Process::start(name, fio, scratch).context("`cargo xtask test --only tools` installs fio")?;
+    Ok(Fio { process, output })
+}
+
 impl Fio {
     /// Waits for its end.
     ///

@@ -77,6 +77,12 @@ impl Lane {
         Lane { pause: Duration::from_millis(4), flush_every: u64::MAX, ..Lane::new(run, first, 64) }
     }
 
+    /// One that writes a block every few milliseconds and flushes now and then.
+    #[must_use]
+    pub fn slow(run: u64, first: u64, blocks: usize) -> Lane {
+        Lane { pause: Duration::from_millis(4), ..Lane::new(run, first, blocks) }
+    }
+
     fn draw(&mut self, below: u64) -> u64 {
         self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
         mix(self.random) % below

@@ -14,7 +14,7 @@ const PROBE_AT: u64 = (3 << 30) / 4096;
 
 #[test]
 fn fio_sees_no_error_while_agents_and_etcd_fail() -> Result<()> {
-    let mut cluster = cluster(Options { disk_size: "12GiB".into(), ..Options::default() })?;
+    let mut cluster = cluster(Options { disk_size: "6GiB".into(), ..Options::default() })?;
     cluster.torusctl(["volume", "create", "db", "4GiB", "--replicas", "2"])?;
     let owner = cluster.serve("owner", "db", false)?;
 

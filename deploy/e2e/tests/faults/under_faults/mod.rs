@@ -2,8 +2,11 @@
 
 mod agents;
 mod disk;
+mod idle;
+mod input;
 mod owners;
 mod removal;
+mod waste;
 
 use anyhow::Result;
 use std::thread;

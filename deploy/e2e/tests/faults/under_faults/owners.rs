@@ -26,9 +26,9 @@ fn what_was_flushed_is_exact_whoever_dies() -> Result<()> {
     cut_off(&cluster)
 }
 
-/// Four lanes that lie apart.
+/// Four lanes that lie apart, and apart from those of other runs.
 fn lanes(run: u64) -> Vec<Lane> {
-    (0..4).map(|lane| Lane::new(run * 16 + lane, lane * (GIB / 4096), 4096)).collect()
+    (0..4).map(|lane| Lane::new(run * 16 + lane, lane * (GIB / 4096) + run * 4096, 4096)).collect()
 }
 
 fn killed(cluster: &mut Cluster, volume: &str, durable: bool) -> Result<()> {
