@@ -11,6 +11,7 @@
 
 pub mod bad_disk;
 pub mod binaries;
+pub mod cache;
 pub mod cluster;
 pub mod etcd;
 pub mod fio;

@@ -5,6 +5,7 @@
 mod bench;
 mod sim;
 mod test;
+mod tester;
 mod tools;
 mod workspace;
 

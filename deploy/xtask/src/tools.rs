@@ -3,6 +3,7 @@
 //! Only what is missing gets installed, only as root and only on Debian and what descends from it; elsewhere the
 //! sentence says what to install by hand.
 
+use crate::tester;
 use crate::workspace::{must_succeed, shown, works};
 use anyhow::{Result, bail};
 use std::path::Path;
@@ -30,12 +31,19 @@ const TOOLS: &[Tool] = &[
     Tool { program: "strip", args: &["--version"], package: "binutils" },
     Tool { program: "mkfs.xfs", args: &["-V"], package: "xfsprogs" },
     Tool { program: "mkfs.ext4", args: &["-V"], package: "e2fsprogs" },
+    Tool { program: "make", args: &["--version"], package: "make" },
+    Tool { program: "cc", args: &["--version"], package: "gcc" },
+    Tool { program: "xz", args: &["--version"], package: "xz-utils" },
+    Tool { program: "bison", args: &["--version"], package: "bison" },
+    Tool { program: "flex", args: &["--version"], package: "flex" },
+    Tool { program: "pkg-config", args: &["--exists", "glib-2.0"], package: "libglib2.0-dev" },
     Tool { program: "fusermount3", args: &["--version"], package: "fuse3" },
 ];
 
-/// Makes sure that every tool is there, installing what is not, and the kernel that guests run.
+/// Makes sure that every tool is there, installing what is not, nbd-tester-client, and the kernel that guests run.
 pub fn ensure() -> Result<()> {
     install()?;
+    tester::ensure()?;
     println!("guests run {}", Kernel::newest()?.image()?.display());
     Ok(())
 }

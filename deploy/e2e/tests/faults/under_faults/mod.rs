@@ -1,12 +1,12 @@
 //! See the file above.
 
 mod agents;
+mod clients;
 mod disk;
 mod idle;
 mod input;
 mod owners;
 mod removal;
-mod waste;
 
 use anyhow::Result;
 use std::thread;
