@@ -197,11 +197,11 @@ impl Ring {
         Some(&agent.domain[..end.unwrap_or(agent.domain.len())])
     }
 
-    /// Whether no two of `agents` share a failure domain. Agents that are not in this ring share none.
+    /// Whether no two of `agents` share a failure domain. Of one that is not in this ring that cannot be said.
     #[must_use]
     pub fn is_spread(&self, agents: impl Iterator<Item = AgentId>) -> bool {
         let mut seen = BTreeSet::new();
-        agents.filter_map(|agent| self.domain(agent)).all(|domain| seen.insert(domain))
+        agents.map(|agent| self.domain(agent)).all(|domain| domain.is_some_and(|domain| seen.insert(domain)))
     }
 
     /// Whether the first `level` parts of the candidate's path are none of the members'.
