@@ -133,6 +133,13 @@ impl Frames {
         self.places.get(&(no, lba)).map_or(&[], Vec::as_slice)
     }
 
+    /// What a block of an extent holds, if it is one of the workload's.
+    #[must_use]
+    pub fn write_at(&self, extent: ExtentId, block: Blocks) -> Option<(WriteNo, Lba)> {
+        let ((_, offset), seen) = self.frames.range((extent, 0)..=(extent, block)).next_back()?;
+        seen.writes.get((block - offset).checked_sub(1)? as usize).copied()
+    }
+
     /// How many frames there are.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -1,7 +1,7 @@
 //! Agents and owners: start, stop, stand still, and the steps of their cores.
 
 use super::client::Pending;
-use super::{Event, World};
+use super::{Event, VOLUME, World};
 use crate::agent::{AgentNode, DiskWork, Source};
 use crate::check::Violation;
 use crate::clock::Clock;
@@ -331,7 +331,7 @@ impl World {
             self.last_pictures.extend(node.core.picture());
         }
         for picture in std::mem::take(&mut self.last_pictures) {
-            self.maps.taken(picture)?;
+            self.maps.taken(VOLUME, &picture, &self.frames)?;
         }
         self.push(Duration::ZERO, Event::Client { run });
         Ok(())
