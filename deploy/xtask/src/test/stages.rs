@@ -14,6 +14,12 @@ pub const ALL: &[Stage] = &[
     Stage { name: "clippy", about: "no warning in any target", slow: false, run: clippy },
     Stage { name: "cargo", about: "cargo test of the whole workspace", slow: false, run: cargo_test },
     Stage { name: "sim", about: "simulated clusters keep every promise", slow: false, run: simulated },
+    Stage {
+        name: "mutations",
+        about: "every deliberate defect is caught by a simulated cluster",
+        slow: true,
+        run: mutated,
+    },
     Stage { name: "faults", about: "real processes are killed, stopped and cut off", slow: true, run: faults },
     Stage { name: "demo", about: "torusctl demo --once, as the README has it", slow: true, run: demo },
 ];
@@ -34,14 +40,20 @@ fn component(subcommand: &str, component: &str, args: &[&str]) -> Result<Outcome
     Ok(Outcome::Checked(workspace::succeeds(&mut workspace::cargo(args)?)?))
 }
 
-/// The worlds of the real owner below the first that still breaks a promise (`storage-core/sim/OPEN.md`), some of another for the members by themselves, and a few of them twice to see that a
-/// seed is a world; a tenth when in a hurry.
+/// Worlds of the real owner, those of another for the members by themselves below the first that still breaks a promise
+/// (`storage-core/sim/OPEN.md`), and a few of both twice to see that a seed is a world; fewer when in a hurry.
 fn simulated(options: &Options) -> Result<Outcome> {
-    let (volume, scripted) = if options.quick { ("200", "50") } else { ("500", "500") };
+    let (volume, scripted) = if options.quick { ("200", "50") } else { ("2000", "120") };
     let clean = sim::simulate(&["--seeds", volume])?
         && sim::simulate(&["--owner", "scripted", "--seeds", scripted])?
-        && sim::simulate(&["--seeds", "20", "--twice"])?;
+        && sim::simulate(&["--seeds", "20", "--twice"])?
+        && sim::simulate(&["--owner", "scripted", "--seeds", "20", "--twice"])?;
     Ok(Outcome::Checked(clean))
+}
+
+/// What shows that the simulator bites: each defect is given to the cores until a seed fails by it.
+fn mutated(_: &Options) -> Result<Outcome> {
+    Ok(Outcome::Checked(sim::simulate(&["--mutations"])?))
 }
 
 fn demo(_: &Options) -> Result<Outcome> {
