@@ -3,6 +3,7 @@
 //! A program of the workspace instead of scripts, so that it needs nothing but Rust, and is checked like the rest.
 
 mod bench;
+mod manifests;
 mod sim;
 mod test;
 mod tester;
@@ -28,6 +29,8 @@ enum Command {
     Sim(sim::Options),
     /// Measure Torus beside nbdkit's memory plugin and raw files, and write a report.
     Bench(bench::Options),
+    /// Render the chart into deploy/manifests, or check that it is what is there. Needs helm.
+    Manifests(manifests::Options),
 }
 
 fn main() -> ExitCode {
@@ -35,6 +38,7 @@ fn main() -> ExitCode {
         Command::Test(options) => test::run(&options),
         Command::Sim(options) => sim::run(&options),
         Command::Bench(options) => bench::run(&options),
+        Command::Manifests(options) => manifests::run(&options),
     };
     match outcome {
         Ok(true) => ExitCode::SUCCESS,

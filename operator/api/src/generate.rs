@@ -1,7 +1,10 @@
-//! `crds/`: the definitions as files.
+//! `crds/`: the definitions as files, and the chart's copy of them, as a chart cannot reach beyond its directory.
 
 use crate::{TorusCluster, TorusVolume};
 use kube::CustomResourceExt;
+
+/// Where the files are, from the repository's root.
+pub const DIRECTORIES: [&str; 2] = ["crds", "charts/torus/files/crds"];
 
 /// Says what made a file.
 const HEADER: &str = "# Made by `cargo run -p torus-api` from operator/api: change it there.\n";

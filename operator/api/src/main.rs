@@ -1,4 +1,4 @@
-//! Writes `crds/`, or with `--check` says whether it is up to date.
+//! Writes `crds/` and the chart's copy, or with `--check` says whether it is up to date.
 
 use anyhow::{Context, Result, bail};
 use std::path::Path;
@@ -10,10 +10,12 @@ fn main() -> Result<()> {
         [flag] if flag == "--check" => true,
         _ => bail!("usage: cargo run -p torus-api [-- --check]"),
     };
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../crds");
-    for (name, text) in generate::files() {
-        let path = directory.join(name);
-        let shown = format!("crds/{name}");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    for (directory, (name, text)) in
+        generate::DIRECTORIES.into_iter().flat_map(|d| generate::files().map(|file| (d, file)))
+    {
+        let shown = format!("{directory}/{name}");
+        let path = root.join(&shown);
         if !check {
             std::fs::write(&path, text).with_context(|| format!("cannot write {shown}"))?;
             println!("wrote {shown}");

@@ -37,10 +37,12 @@ fn each(mut look: impl FnMut(&str, &Value)) {
 
 #[test]
 fn the_files_are_what_the_types_say() {
-    for (name, text) in generate::files() {
-        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../crds").join(name);
-        let found = std::fs::read_to_string(&path).unwrap_or_default();
-        assert!(found == text, "crds/{name} is out of date: run `cargo run -p torus-api`");
+    for directory in generate::DIRECTORIES {
+        for (name, text) in generate::files() {
+            let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(directory).join(name);
+            let found = std::fs::read_to_string(&path).unwrap_or_default();
+            assert!(found == text, "{directory}/{name} is out of date: run `cargo run -p torus-api`");
+        }
     }
 }
 

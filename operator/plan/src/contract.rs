@@ -41,6 +41,8 @@ pub const FLAG_NODE_NAME: &str = "--node-name";
 pub const FLAG_NODE_SOCKET: &str = "--node-socket";
 /// Flag of the agent in role node: what is attached on this host is recorded here.
 pub const FLAG_ATTACHED_DIR: &str = "--attached-dir";
+/// Flag of the agent in role node: the kubelet's directory, outside of which it mounts nothing.
+pub const FLAG_KUBELET_DIR: &str = "--kubelet-dir";
 /// Flag of the agent in role node: put the FlexVolume driver here.
 pub const FLAG_FLEX_VOLUME_DIR: &str = "--flexvolume-dir";
 /// Flag of `torus-csi`: serve CSI on this socket.

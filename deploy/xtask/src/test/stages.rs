@@ -2,7 +2,7 @@
 
 use super::tally::Tally;
 use super::{Options, Outcome, Stage};
-use crate::{sim, tools, workspace};
+use crate::{manifests, sim, tools, workspace};
 use anyhow::{Context, Result};
 use std::io::{BufRead, BufReader, Write};
 use std::process::Stdio;
@@ -12,6 +12,7 @@ pub const ALL: &[Stage] = &[
     Stage { name: "fmt", about: "every file is formatted", slow: false, run: fmt },
     Stage { name: "tools", about: "programs that the tests drive are installed", slow: false, run: install },
     Stage { name: "clippy", about: "no warning in any target", slow: false, run: clippy },
+    Stage { name: "chart", about: "the chart is sound, and deploy/manifests is made from it", slow: false, run: chart },
     Stage { name: "cargo", about: "cargo test of the whole workspace", slow: false, run: cargo_test },
     Stage { name: "sim", about: "simulated clusters keep every promise", slow: false, run: simulated },
     Stage {
@@ -63,6 +64,13 @@ fn demo(_: &Options) -> Result<Outcome> {
         command.arg("--mount");
     }
     Ok(Outcome::Checked(workspace::succeeds(&mut command)?))
+}
+
+fn chart(_: &Options) -> Result<Outcome> {
+    if manifests::helm().is_none() {
+        return Ok(Outcome::Skipped("helm is not here: `cargo xtask manifests` says how to get it".into()));
+    }
+    Ok(Outcome::Checked(manifests::run(&manifests::Options { check: true })?))
 }
 
 fn install(_: &Options) -> Result<Outcome> {

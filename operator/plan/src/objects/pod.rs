@@ -109,6 +109,7 @@ pub fn agent_container(source: &Source<'_>, roles: &str, shape: &PodShape, more:
         format!("{FLAG_NODE_NAME}=$(NODE_NAME)"),
         format!("{FLAG_NODE_SOCKET}={NODE_SOCKET}"),
         format!("{FLAG_ATTACHED_DIR}={ATTACHED_DIR}"),
+        format!("{FLAG_KUBELET_DIR}={}", source.spec.node_plugin.kubelet_dir),
     ];
     if let Some(directory) = &source.spec.node_plugin.flex_volume_dir {
         args.push(format!("{FLAG_FLEX_VOLUME_DIR}={directory}"));
@@ -120,6 +121,7 @@ pub fn agent_container(source: &Source<'_>, roles: &str, shape: &PodShape, more:
         mount("run", RUN_DIR),
         mount("dev", "/dev"),
         read_only("modules", "/lib/modules"),
+        kubelet_mount(source),
     ];
     if let Some(directory) = &source.spec.node_plugin.flex_volume_dir {
         mounts.push(mount("flexvolume", directory));
@@ -165,12 +167,16 @@ pub struct AgentParts {
     pub env: Vec<Value>,
 }
 
-/// The container that serves CSI on a node.
+/// The kubelet's directory: what is mounted there must be seen by the kubelet and by pods.
+fn kubelet_mount(source: &Source<'_>) -> Value {
+    let mut kubelet = mount("kubelet", &source.spec.node_plugin.kubelet_dir);
+    kubelet["mountPropagation"] = json!("Bidirectional");
+    kubelet
+}
+
+/// The container that serves CSI on a node. It mounts nothing itself: the agent does.
 pub fn csi_node_container(source: &Source<'_>) -> Value {
     let kubelet = &source.spec.node_plugin.kubelet_dir;
-    let mut kubelet_mount = mount("kubelet", kubelet);
-    // What it mounts must be seen by the kubelet and by pods.
-    kubelet_mount["mountPropagation"] = json!("Bidirectional");
     json!({
         "name": "csi-node",
         "image": source.image(),
@@ -185,9 +191,13 @@ pub fn csi_node_container(source: &Source<'_>) -> Value {
         ],
         "env": [from_field("NODE_NAME", "spec.nodeName")],
         "resources": resources(&Resources::default(), &[("cpu", "10m"), ("memory", "32Mi")]),
-        // Bidirectional mounts are for privileged containers only.
-        "securityContext": {"privileged": true},
-        "volumeMounts": [mount("run", RUN_DIR), mount("dev", "/dev"), kubelet_mount],
+        // Its sockets are in directories of root.
+        "securityContext": {
+            "allowPrivilegeEscalation": false,
+            "readOnlyRootFilesystem": true,
+            "capabilities": {"drop": ["ALL"], "add": ["DAC_OVERRIDE"]},
+        },
+        "volumeMounts": [mount("run", RUN_DIR), mount("kubelet", kubelet)],
     })
 }
 

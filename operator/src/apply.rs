@@ -1,0 +1,146 @@
+//! Carrying out what a plan says against the apiserver.
+
+use crate::watched::resource;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::Client;
+use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
+use serde_json::{Value, json};
+use torus_plan::contract::{
+    FIELD_MANAGER, LABEL_MANAGED_BY, LABEL_NODE, MANAGED_BY, TAINT_OUT_OF_SERVICE, TAINT_VALUE,
+};
+use torus_plan::objects::{Key, Object};
+
+/// Why an action was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// The apiserver refused, or did not answer.
+    #[error("cannot {doing} {object}")]
+    Kube {
+        /// What was being done.
+        doing: &'static str,
+        /// To what.
+        object: String,
+        /// Its words.
+        #[source]
+        source: Box<kube::Error>,
+    },
+    /// Somebody else has an object of that name.
+    #[error("cannot make {0}: there is one already that is not the operator's. Rename or delete it")]
+    Foreign(String),
+    /// What was planned is no object.
+    #[error("cannot write {object}")]
+    Body {
+        /// Which.
+        object: String,
+        /// The parser's word.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+/// The error of a call, with what it was about.
+pub fn failed(doing: &'static str, object: impl ToString) -> impl FnOnce(kube::Error) -> ApplyError {
+    let object = object.to_string();
+    move |source| ApplyError::Kube { doing, object, source: Box::new(source) }
+}
+
+/// Whether the apiserver answered with this code.
+pub fn is_code(error: &kube::Error, code: u16) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == code)
+}
+
+fn api(client: &Client, key: &Key) -> Api<DynamicObject> {
+    let resource = resource(key.kind);
+    if key.namespace.is_empty() {
+        Api::all_with(client.clone(), &resource)
+    } else {
+        Api::namespaced_with(client.clone(), &key.namespace, &resource)
+    }
+}
+
+/// Makes an object. One that is there already is applied over if it is ours: the watch has not seen it yet.
+pub async fn create(client: &Client, object: &Object) -> Result<(), ApplyError> {
+    let api = api(client, &object.key);
+    let body = |source| ApplyError::Body { object: object.key.to_string(), source };
+    let data: DynamicObject = serde_json::from_value(object.body.clone()).map_err(body)?;
+    let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
+    match api.create(&params, &data).await {
+        Ok(_) => Ok(()),
+        Err(error) if is_code(&error, 409) => {
+            let found = api.get_opt(&object.key.name).await.map_err(failed("read", &object.key))?;
+            let Some(found) = found else { return Ok(()) };
+            let labels = found.metadata.labels.unwrap_or_default();
+            if labels.get(LABEL_MANAGED_BY).is_some_and(|by| by == MANAGED_BY) {
+                update(client, object).await
+            } else {
+                Err(ApplyError::Foreign(object.key.to_string()))
+            }
+        }
+        Err(error) => Err(failed("make", &object.key)(error)),
+    }
+}
+
+/// Applies an object that is ours.
+pub async fn update(client: &Client, object: &Object) -> Result<(), ApplyError> {
+    let params = PatchParams::apply(FIELD_MANAGER).force();
+    let patched = api(client, &object.key).patch(&object.key.name, &params, &Patch::Apply(&object.body)).await;
+    patched.map(drop).map_err(failed("apply", &object.key))
+}
+
+/// Deletes an object, if it still is the one of this uid.
+pub async fn delete(client: &Client, key: &Key, uid: &str) -> Result<(), ApplyError> {
+    gone(api(client, key).delete(&key.name, &only(uid)).await.map(drop), key)
+}
+
+/// Deletes a pod, if it still is the one of this uid.
+pub async fn delete_pod(client: &Client, namespace: &str, name: &str, uid: &str) -> Result<(), ApplyError> {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
+    gone(pods.delete(name, &only(uid)).await.map(drop), format!("pod {namespace}/{name}"))
+}
+
+fn only(uid: &str) -> DeleteParams {
+    DeleteParams::background().preconditions(Preconditions { uid: Some(uid.into()), resource_version: None })
+}
+
+/// What is not there any more, or is another by now, needs no deletion.
+fn gone(result: Result<(), kube::Error>, object: impl ToString) -> Result<(), ApplyError> {
+    match result {
+        Err(error) if is_code(&error, 404) || is_code(&error, 409) => Ok(()),
+        other => other.map_err(failed("delete", object)),
+    }
+}
+
+/// Asks for a larger claim.
+pub async fn grow_claim(client: &Client, key: &Key, size: &str) -> Result<(), ApplyError> {
+    let patch = json!({"spec": {"resources": {"requests": {"storage": size}}}});
+    let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
+    api(client, key).patch(&key.name, &params, &Patch::Merge(patch)).await.map(drop).map_err(failed("grow", key))
+}
+
+/// Sets the label of a node that has a storage agent, or takes it away. A node that is gone has none.
+pub async fn label_node(client: &Client, node: &str, value: Option<&str>) -> Result<(), ApplyError> {
+    let nodes: Api<Node> = Api::all(client.clone());
+    let patch = json!({"metadata": {"labels": {LABEL_NODE: value}}});
+    gone(nodes.patch(node, &PatchParams::default(), &Patch::Merge(patch)).await.map(drop), format!("node {node}"))
+}
+
+/// Taints a node out of service, or takes our taint away. Conditional on the version that was read: taints are one list.
+pub async fn taint_node(client: &Client, name: &str, is_tainted: bool) -> Result<(), ApplyError> {
+    let nodes: Api<Node> = Api::all(client.clone());
+    let node = nodes.get(name).await.map_err(failed("read", format!("node {name}")))?;
+    let taints = node.spec.and_then(|spec| spec.taints).unwrap_or_default();
+    let mut list: Vec<Value> = taints.iter().filter_map(|taint| serde_json::to_value(taint).ok()).collect();
+    if list.iter().any(|taint| taint["key"] == TAINT_OUT_OF_SERVICE && taint["value"] != TAINT_VALUE) {
+        return Ok(());
+    }
+    list.retain(|taint| taint["key"] != TAINT_OUT_OF_SERVICE);
+    if is_tainted {
+        list.push(json!({"key": TAINT_OUT_OF_SERVICE, "value": TAINT_VALUE, "effect": "NoExecute"}));
+    }
+    let patch = json!({
+        "metadata": {"resourceVersion": node.metadata.resource_version},
+        "spec": {"taints": list},
+    });
+    let patched = nodes.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await;
+    patched.map(drop).map_err(failed("taint", format!("node {name}")))
+}

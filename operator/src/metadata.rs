@@ -1,0 +1,228 @@
+//! The metadata store of a cluster: opened with what the spec and the secret say, read once for each pass.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::error::Error;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::LocalSet;
+use torus_agent::metadata::{self, AgentInfo, MetaConfig, TlsFiles, VolumeInfo};
+use torus_agent::owner::remove_copies;
+use torus_api::TorusClusterSpec;
+use torus_core::ids::{AgentId, BLOCK_BYTES, Epoch, VolumeId};
+use torus_core::meta::docs::{EpochDoc, ExtentDoc, Holder, decode, encode};
+use torus_core::meta::{Compare, MetaOp, MetaReply, MetadataStore, Txn, Write, keys};
+use torus_plan::cluster::{Agent, Ring, Store, StoreCluster};
+use torus_plan::contract::{SECRET_CA, SECRET_CERT, SECRET_KEY, SECRET_PASSWORD, SECRET_USER};
+use torus_plan::health::{VolumeExtents, health};
+
+/// The host that holds an epoch which the operator raised.
+pub const FENCER: &str = "torus-operator";
+
+/// A store that was opened, and with what.
+pub struct Connection {
+    config: MetaConfig,
+    secret: BTreeMap<String, Vec<u8>>,
+    /// The store.
+    pub store: Arc<dyn MetadataStore>,
+}
+
+/// What one look at a store found.
+pub struct Look {
+    /// For the plan of the cluster.
+    pub store: Store,
+    /// Its volumes.
+    pub volumes: Vec<VolumeInfo>,
+}
+
+/// An error and what caused it, in one line.
+pub fn sentence(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+/// The store of a cluster: the one from before if nothing changed, else a new connection.
+///
+/// # Errors
+/// A sentence that says why there is none.
+pub async fn connect(
+    before: Option<Arc<Connection>>,
+    spec: &TorusClusterSpec,
+    endpoints: &[String],
+    secret: BTreeMap<String, Vec<u8>>,
+    directory: &Path,
+) -> Result<Arc<Connection>, String> {
+    let url = endpoints.join(",").parse().map_err(|error: metadata::ConfigError| sentence(&error))?;
+    let mut config = MetaConfig::new(url);
+    if let Some(external) = &spec.etcd.external {
+        config.prefix.clone_from(&external.prefix);
+        let text = |key: &str| secret.get(key).map(|bytes| String::from_utf8_lossy(bytes).trim_end().to_owned());
+        config.user = text(SECRET_USER).zip(text(SECRET_PASSWORD));
+        if endpoints.iter().all(|url| url.starts_with("https://")) {
+            config.tls = Some(tls_files(&secret, directory)?);
+        }
+    }
+    if let Some(before) = before.filter(|before| before.config == config && before.secret == secret) {
+        return Ok(before);
+    }
+    let store = metadata::connect(&config).await.map_err(|error| sentence(&error))?;
+    Ok(Arc::new(Connection { config, secret, store }))
+}
+
+/// The parts of a secret as files, which is how the client takes them.
+fn tls_files(secret: &BTreeMap<String, Vec<u8>>, directory: &Path) -> Result<TlsFiles, String> {
+    let file = |key: &str| -> Result<Option<PathBuf>, String> {
+        let Some(bytes) = secret.get(key) else { return Ok(None) };
+        let path = directory.join(key);
+        std::fs::write(&path, bytes).map_err(|error| format!("cannot write {path:?}: {error}"))?;
+        Ok(Some(path))
+    };
+    let ca = file(SECRET_CA)?.ok_or_else(|| format!("the secret for etcd has no {SECRET_CA}"))?;
+    let identity = file(SECRET_CERT)?.zip(file(SECRET_KEY)?);
+    Ok(TlsFiles { ca, identity })
+}
+
+/// Reads all that plans look at.
+pub async fn look(store: &dyn MetadataStore) -> Look {
+    match read(store).await {
+        Ok(look) => look,
+        Err(why) => Look { store: Store::Failed(why), volumes: Vec::new() },
+    }
+}
+
+async fn read(store: &dyn MetadataStore) -> Result<Look, String> {
+    let cluster = match metadata::load_cluster(store).await {
+        Ok(cluster) => cluster,
+        Err(metadata::ClusterError::None { .. }) => return Ok(Look { store: Store::Empty, volumes: Vec::new() }),
+        Err(error) => return Err(sentence(&error)),
+    };
+    let agents = metadata::list_agents(store).await.map_err(|error| sentence(&error))?;
+    let ring = metadata::load_ring(store).await.map_err(|error| sentence(&error))?;
+    let (volumes, _) = metadata::list_volumes(store).await.map_err(|error| sentence(&error))?;
+    let members = extents(store).await?;
+    let in_ring: BTreeSet<AgentId> =
+        ring.iter().flat_map(|ring| ring.doc.now.agents.iter().map(|agent| agent.id)).collect();
+    let named = |info: &AgentInfo| (info.id, info.doc.doc.name.clone());
+    let of_ring = agents.iter().filter(|info| in_ring.contains(&info.id)).map(named).collect();
+    let is_sound = |info: &&AgentInfo| info.alive.as_ref().is_some_and(|alive| alive.failed_disks.is_empty());
+    let sound = agents.iter().filter(is_sound).map(|info| info.id).collect();
+    let named: Vec<_> = volumes.iter().map(|volume| extents_of(volume, &members)).collect();
+    let slot_bytes = u64::from(cluster.extent_blocks) * BLOCK_BYTES;
+    let found = StoreCluster {
+        id: cluster.id.to_string(),
+        health: health(&of_ring, &sound, &named),
+        agents: agents.iter().map(|info| (info.doc.doc.name.clone(), agent(info, slot_bytes))).collect(),
+        ring: ring.map(|ring| Ring {
+            kind: ring.doc.now.kind.clone(),
+            replicas: ring.doc.now.replicas,
+            spread: ring.doc.now.spread,
+            agents: ring.doc.now.agents.len(),
+        }),
+        volumes: volumes.iter().map(|volume| volume.meta.doc.name.clone()).collect(),
+    };
+    Ok(Look { store: Store::Cluster(found), volumes })
+}
+
+fn agent(info: &AgentInfo, slot_bytes: u64) -> Agent {
+    let alive = info.alive.as_ref();
+    Agent {
+        id: info.id.to_string(),
+        is_alive: alive.is_some(),
+        version: alive.map(|alive| alive.version.clone()),
+        failed_disks: alive.map_or(0, |alive| alive.failed_disks.len()),
+        space: alive.map(|alive| {
+            let (free, total) = (u64::from(alive.space.free), u64::from(alive.space.total));
+            (total.saturating_sub(free) * slot_bytes, total * slot_bytes)
+        }),
+    }
+}
+
+/// The members of the extents that each volume has registered.
+async fn extents(store: &dyn MetadataStore) -> Result<BTreeMap<VolumeId, Vec<Vec<AgentId>>>, String> {
+    let mut members: BTreeMap<VolumeId, Vec<Vec<AgentId>>> = BTreeMap::new();
+    let listed = store.execute(MetaOp::List(keys::VOLUMES.into())).await.map_err(|error| sentence(&error))?;
+    let MetaReply::Listed(entries, _) = listed else { return Ok(members) };
+    for entry in entries {
+        let mut parts = entry.key.strip_prefix(keys::VOLUMES).unwrap_or_default().split('/');
+        if let (Some(id), Some("x")) = (parts.next().and_then(|id| id.parse().ok()), parts.next()) {
+            let doc: ExtentDoc = decode(&entry.key, &entry.value).map_err(|error| sentence(&error))?;
+            members.entry(id).or_default().push(doc.members);
+        }
+    }
+    Ok(members)
+}
+
+fn extents_of(volume: &VolumeInfo, members: &BTreeMap<VolumeId, Vec<Vec<AgentId>>>) -> VolumeExtents<AgentId> {
+    let of_head = volume.head.iter().flat_map(|head| head.extents.iter().map(|extent| extent.members.clone()));
+    VolumeExtents {
+        name: volume.meta.doc.name.clone(),
+        replicas: volume.meta.doc.replicas,
+        members: members.get(&volume.id).cloned().unwrap_or_default().into_iter().chain(of_head).collect(),
+        has_checkpoint: volume.head.is_some(),
+    }
+}
+
+/// Takes a volume from whoever opened it last: raises its epoch, so that he registers nothing any more and agents refuse him as soon as
+/// somebody else opens it. Returns the new epoch; `None`: somebody else was faster.
+///
+/// # Errors
+/// A sentence that says why it may not have happened.
+pub async fn fence(store: &dyn MetadataStore, volume: &VolumeInfo, node: &str) -> Result<Option<u64>, String> {
+    let Some(epoch) = &volume.epoch else { return Ok(None) };
+    let raised = EpochDoc {
+        epoch: epoch.doc.epoch.next(),
+        holder: Holder { host: FENCER.into(), pid: std::process::id(), serves: format!("fenced: node {node} is down") },
+        nonce: rand::random(),
+    };
+    let epoch_key = keys::volume_epoch(volume.id);
+    let txn = Txn {
+        when: vec![Compare::Unchanged(epoch_key.clone(), epoch.revision)],
+        then: vec![
+            Write::Put { key: epoch_key, value: encode(&raised), lease: None },
+            Write::Delete(keys::volume_owner(volume.id)),
+        ],
+    };
+    match store.execute(MetaOp::Txn(txn)).await.map_err(|error| sentence(&error))? {
+        MetaReply::Committed(_) => Ok(Some(raised.epoch.0)),
+        _ => Ok(None),
+    }
+}
+
+/// How long an agent may be silent while a volume is deleted from it.
+const DELETE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Deletes a volume that nobody has open: marks it, has the agents give back what they hold, forgets it. May be repeated after
+/// an interruption.
+///
+/// # Errors
+/// A sentence that says what is left, and where.
+pub async fn delete_volume(store: Arc<dyn MetadataStore>, id: VolumeId) -> Result<(), String> {
+    let say = |error: metadata::VolumeError| sentence(&error);
+    let cluster = metadata::load_cluster(&*store).await.map_err(|error| sentence(&error))?;
+    let holder = Holder { host: FENCER.into(), pid: std::process::id(), serves: "deleting".into() };
+    let epoch = metadata::mark_deleting(&*store, id, &holder, false).await.map_err(say)?;
+    // A volume that nobody ever opened is nowhere.
+    if epoch > Epoch(0).next() {
+        let agents = metadata::list_agents(&*store).await.map_err(|error| sentence(&error))?;
+        let removed = tokio::task::spawn_blocking(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let runtime = runtime.map_err(|error| format!("cannot start: {error}"))?;
+            let removing = remove_copies(cluster.id, id, epoch, &agents, DELETE_PATIENCE);
+            Ok::<_, String>(LocalSet::new().block_on(&runtime, removing))
+        });
+        let removed = removed.await.map_err(|error| sentence(&error))??;
+        let left: Vec<_> = removed
+            .iter()
+            .filter_map(|agent| Some(format!("agent {:?} {}", agent.name, agent.left.as_ref()?)))
+            .collect();
+        if !left.is_empty() {
+            return Err(format!("copies may be left: {}", left.join("; ")));
+        }
+    }
+    metadata::remove_volume_keys(&*store, id).await.map_err(say)
+}
