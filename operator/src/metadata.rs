@@ -4,12 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
-use tokio::task::LocalSet;
 use torus_agent::metadata::{self, AgentInfo, MetaConfig, TlsFiles, VolumeInfo};
-use torus_agent::owner::remove_copies;
+use torus_agent::owner;
 use torus_api::TorusClusterSpec;
-use torus_core::ids::{AgentId, BLOCK_BYTES, Epoch, VolumeId};
+use torus_core::ids::{AgentId, BLOCK_BYTES, VolumeId};
 use torus_core::meta::docs::{EpochDoc, ExtentDoc, Holder, decode, encode};
 use torus_core::meta::{Compare, MetaOp, MetaReply, MetadataStore, Txn, Write, keys};
 use torus_plan::cluster::{Agent, Ring, Store, StoreCluster};
@@ -193,36 +191,15 @@ pub async fn fence(store: &dyn MetadataStore, volume: &VolumeInfo, node: &str) -
     }
 }
 
-/// How long an agent may be silent while a volume is deleted from it.
-const DELETE_PATIENCE: Duration = Duration::from_secs(10);
-
-/// Deletes a volume that nobody has open: marks it, has the agents give back what they hold, forgets it. May be repeated after
-/// an interruption.
+/// Deletes a volume that nobody has open. May be repeated after an interruption.
 ///
 /// # Errors
 /// A sentence that says what is left, and where.
-pub async fn delete_volume(store: Arc<dyn MetadataStore>, id: VolumeId) -> Result<(), String> {
-    let say = |error: metadata::VolumeError| sentence(&error);
-    let cluster = metadata::load_cluster(&*store).await.map_err(|error| sentence(&error))?;
-    let holder = Holder { host: FENCER.into(), pid: std::process::id(), serves: "deleting".into() };
-    let epoch = metadata::mark_deleting(&*store, id, &holder, false).await.map_err(say)?;
-    // A volume that nobody ever opened is nowhere.
-    if epoch > Epoch(0).next() {
-        let agents = metadata::list_agents(&*store).await.map_err(|error| sentence(&error))?;
-        let removed = tokio::task::spawn_blocking(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            let runtime = runtime.map_err(|error| format!("cannot start: {error}"))?;
-            let removing = remove_copies(cluster.id, id, epoch, &agents, DELETE_PATIENCE);
-            Ok::<_, String>(LocalSet::new().block_on(&runtime, removing))
-        });
-        let removed = removed.await.map_err(|error| sentence(&error))??;
-        let left: Vec<_> = removed
-            .iter()
-            .filter_map(|agent| Some(format!("agent {:?} {}", agent.name, agent.left.as_ref()?)))
-            .collect();
-        if !left.is_empty() {
-            return Err(format!("copies may be left: {}", left.join("; ")));
-        }
-    }
-    metadata::remove_volume_keys(&*store, id).await.map_err(say)
+pub async fn delete_volume(store: &dyn MetadataStore, id: VolumeId) -> Result<(), String> {
+    let found = metadata::load_volume(store, id).await.map_err(|error| sentence(&error))?;
+    let Some(volume) = found else { return Ok(()) };
+    let removed = owner::delete_volume(store, &volume, &[], false).await.map_err(|error| sentence(&error))?;
+    let left = removed.iter().filter_map(|agent| Some(format!("agent {:?} {}", agent.name, agent.left.as_ref()?)));
+    let left: Vec<_> = left.collect();
+    if left.is_empty() { Ok(()) } else { Err(format!("copies may be left: {}", left.join("; "))) }
 }

@@ -385,7 +385,7 @@ impl Passes {
             volume::Action::Create(object) => apply::create(client, object).await.map_err(say),
             volume::Action::GrowClaim { key, size } => apply::grow_claim(client, key, &size.0).await.map_err(say),
             volume::Action::Delete { key, uid } => apply::delete(client, key, uid).await.map_err(say),
-            volume::Action::DeleteVolume { id: text } => metadata::delete_volume(store()?, id(text)?).await,
+            volume::Action::DeleteVolume { id: text } => metadata::delete_volume(&*store()?, id(text)?).await,
         }
     }
 
