@@ -124,10 +124,10 @@ impl NodeService {
         {
             let grown = filesystem::grow(device, mount.filesystem, &mount.directory).await;
             grown.map_err(|error| {
-                Failure::Refused(
-                    Code::Internal,
-                    format!("the filesystem of volume {:?} does not grow: {error}", record.name),
-                )
+                Failure::not_now(format!(
+                    "the device of volume {:?} has grown, and its filesystem will when it is mounted next: {error}",
+                    record.name
+                ))
             })?;
         }
         Ok(record.size_bytes)
