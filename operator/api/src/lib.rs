@@ -10,6 +10,8 @@
 //! 2. Every default is in the schema, so that an object read back shows what it runs with.
 //! 3. Every field has a sentence, which `kubectl explain` prints.
 
+#![allow(clippy::duplicated_attributes, reason = "kube's columns and rules are attributes that are repeated")]
+
 mod cluster;
 mod cluster_status;
 mod condition;
