@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use torus_api::{TorusCluster, TorusVolume, generate};
 
 fn schema<T: CustomResourceExt>() -> Value {
-    let crd = serde_json::to_value(T::crd()).unwrap();
+    let crd = serde_json::to_value(T::crd()).expect("a definition serializes");
     crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"].clone()
 }
 
@@ -128,8 +128,8 @@ fn volume() -> Value {
 
 fn with(object: &Value, path: &str, value: Value) -> Value {
     let mut changed = object.clone();
-    let (parent, field) = path.rsplit_once('/').unwrap();
-    let parent = changed.pointer_mut(parent).unwrap().as_object_mut().unwrap();
+    let (parent, field) = path.rsplit_once('/').expect("a path has a slash");
+    let parent = changed.pointer_mut(parent).and_then(Value::as_object_mut).expect("the path leads to an object");
     if value.is_null() {
         parent.remove(field);
     } else {
