@@ -12,7 +12,10 @@ fn check(story: &Story, (got, said): (i32, String), code: i32, words: &[&str]) -
     let last = said.lines().last().unwrap_or_default();
     story.tell(format_args!("{got}: {last}"));
     ensure!(got == code, "exit code {got} and not {code}: {said}");
-    words.iter().try_for_each(|word| Ok(ensure!(last.contains(word), "it should say {word:?}: {said}")))
+    for word in words {
+        ensure!(last.contains(word), "it should say {word:?}: {said}");
+    }
+    Ok(())
 }
 
 #[test]
