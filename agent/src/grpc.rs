@@ -27,9 +27,9 @@ pub enum Failure {
     /// Hosts, and what is published to them.
     #[error(transparent)]
     Nodes(#[from] NodesError),
-    /// A volume on this host.
+    /// A volume on this host. Boxed, as it is several times as large as the others.
     #[error(transparent)]
-    Node(#[from] NodeError),
+    Node(Box<NodeError>),
     /// A path on this host.
     #[error(transparent)]
     Place(#[from] PlaceError),
@@ -48,6 +48,12 @@ pub enum Failure {
     /// What a service has to say itself.
     #[error("{1}")]
     Refused(Code, String),
+}
+
+impl From<NodeError> for Failure {
+    fn from(error: NodeError) -> Self {
+        Self::Node(Box::new(error))
+    }
 }
 
 impl Failure {
@@ -103,7 +109,7 @@ impl Failure {
 
 impl From<RecordError> for Failure {
     fn from(error: RecordError) -> Self {
-        Self::Node(error.into())
+        NodeError::from(error).into()
     }
 }
 
