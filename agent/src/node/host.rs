@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::task::spawn_blocking;
+use tokio::time::{Instant, sleep};
 use torus_core::ids::VolumeId;
 
 /// What is shown: any range of a volume, and perhaps no writes.
@@ -24,6 +25,10 @@ pub(super) type Shown = Unaligned<ReadOnly<VolumeDevice>>;
 const FILE: &str = "volume";
 /// How long requests may take to be answered when a device has been taken away: there are none.
 const FAREWELL: Duration = Duration::from_secs(1);
+/// For how long somebody may have a device open without counting as its user,
+const LOOK: Duration = Duration::from_secs(1);
+/// and how often that is looked at.
+const LOOK_PAUSE: Duration = Duration::from_millis(50);
 
 /// How a volume becomes a block device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -266,12 +271,22 @@ pub(super) fn orphan(record: &Record) -> Option<Device> {
     (status.connected && status.identifier == Some(identifier(record.volume))).then_some(device)
 }
 
-/// Fails, and says who, when somebody uses `device`.
+/// Fails, and says who, when somebody uses `device` for longer than a look at it takes: udev has it open for a moment, and so
+/// has the program by which it grows.
 pub(super) async fn free(device: &Path, volume: &str) -> Result<(), NodeError> {
-    let path = device.to_owned();
-    // All of /proc is looked through, which takes its time.
-    let users = spawn_blocking(move || mounts::users(&path)).await.unwrap_or_default();
-    if users.is_empty() { Ok(()) } else { Err(busy(volume, device, &users.join(", "))) }
+    let deadline = Instant::now() + LOOK;
+    loop {
+        let path = device.to_owned();
+        // All of /proc is looked through, which takes its time.
+        let users = spawn_blocking(move || mounts::users(&path)).await.unwrap_or_default();
+        if users.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            return Err(busy(volume, device, &users.join(", ")));
+        }
+        sleep(LOOK_PAUSE).await;
+    }
 }
 
 fn busy(volume: &str, device: &Path, users: &str) -> NodeError {

@@ -13,6 +13,11 @@ pub fn build<const N: usize>(profile: &str, programs: [&str; N]) -> Result<[Path
     for program in programs {
         cargo.args(["--bin", program]);
     }
+    if profile == "dev" {
+        // Where a test is among what is built, dependencies get the features that tests ask for, as they have got for
+        // whoever runs this: without it cargo would build many of them a second time.
+        cargo.args(["--test", "takeover"]);
+    }
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let here = std::env::var_os("CARGO_MANIFEST_DIR").map_or(here.to_path_buf(), PathBuf::from);
     // What cargo set for this process would make build scripts of dependencies run again, and all above them.
