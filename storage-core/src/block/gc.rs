@@ -95,10 +95,12 @@ impl Pressure {
         Pressure { used, live, tight, scattered: tight && is_scattered(each, log.config.capacity) }
     }
 
-    /// Whether anything could be given back at all.
+    /// Whether anything is going to be given back in a pool that is tight: writes wait for that, so this must be nothing that
+    /// [`collect`](Self::collect) leaves alone.
     #[must_use]
     pub fn hope(&self, capacity: Blocks) -> bool {
-        self.scattered || self.garbage() > 2 * u64::from(capacity)
+        let slack = u64::from(capacity);
+        self.scattered || self.garbage() > (2 * slack).max(slack + self.live / 16)
     }
 
     /// Whether extents should be emptied: at once when the pool is tight, otherwise when a third is garbage.
