@@ -37,7 +37,7 @@ fn clients_are_content_with_a_replicated_volume() -> Result<()> {
     let story = Story::begin("NBD clients on a replicated volume while agents are killed");
     let options = Options { disk_size: "1GiB".into(), extent_size: "16MiB".into(), ..Options::default() };
     let mut cluster = cluster(options)?;
-    for volume in ["copies", "transactions"] {
+    for volume in ["copies", "integrity", "integrityhuge"] {
         cluster.torusctl(["volume", "create", volume, "64MiB", "--replicas", "2"])?;
     }
     let owner = cluster.serve("copies", "copies", false)?;
@@ -51,19 +51,21 @@ fn clients_are_content_with_a_replicated_volume() -> Result<()> {
     story.tell("nbdfuse: written and read through a file");
     owner.stop()?;
 
-    let owner = cluster.serve("transactions", "transactions", false)?;
-    for (agent, name) in [(1, "integrity-test.tr"), (2, "integrityhuge-test.tr")] {
+    // A volume for each: the client takes blocks that it has not written itself for zeros.
+    for (agent, volume) in [(1, "integrity"), (2, "integrityhuge")] {
+        let (owner, name) = (cluster.serve(volume, volume, false)?, format!("{volume}-test.tr"));
         cluster.agents[agent].kill()?;
         let kept = cache::directory()?.join("nbd-tester-client");
         let tester = kept.join("nbd-tester-client");
         ensure!(tester.is_file(), "{} is not there: `cargo xtask test --only tools` makes it", tester.display());
         let mut tester = timed(tester);
-        tester.arg("-u").arg(owner.socket()).args(["-N", owner.volume(), "-i", "-t"]).arg(kept.join(name));
+        tester.arg("-u").arg(owner.socket()).args(["-N", owner.volume(), "-i", "-t"]).arg(kept.join(&name));
         run(&mut tester)?;
         story.tell(format_args!("nbd-tester-client replays {name} with integrity checks, agent {agent} being dead"));
         cluster.restart_agent(agent)?;
+        owner.stop()?;
     }
-    owner.stop()
+    Ok(())
 }
 
 fn copied(owner: &Owner, scratch: &Path) -> Result<()> {
