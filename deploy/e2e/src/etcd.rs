@@ -252,7 +252,7 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
 }
 
 /// The etcd program.
-fn program() -> Result<PathBuf> {
+pub(crate) fn program() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("TORUS_ETCD_BIN") {
         let path = PathBuf::from(path);
         ensure!(path.is_file(), "TORUS_ETCD_BIN names {path:?}, which is not a file");

@@ -16,6 +16,7 @@ pub mod cluster;
 pub mod etcd;
 pub mod fio;
 pub mod guest;
+pub mod kube;
 pub mod load;
 pub mod nbd;
 pub mod ports;

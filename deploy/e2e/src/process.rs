@@ -35,6 +35,17 @@ impl Process {
         Ok(Self { name: name.into(), child, log })
     }
 
+    /// What it is called.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Lets it run on for good: nobody waits for it any more.
+    pub fn leave(self) {
+        std::mem::forget(self);
+    }
+
     /// Its process id, good until [`Process::kill`] or [`Process::wait`].
     pub fn pid(&self) -> u32 {
         self.child.id()
