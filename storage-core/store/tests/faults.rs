@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, reason = "a test says what went wrong by failing there")]
 
 use bytes::Bytes;
+use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -45,8 +46,17 @@ impl Drop for Mounted {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        // Asked, not killed: a killed one leaves its plugin's scripts in the system's temporary directory. It has a while.
+        let asked = i32::try_from(self.0.id()).ok().and_then(Pid::from_raw);
+        let ended = asked.is_some_and(|pid| kill_process(pid, Signal::TERM).is_ok())
+            && (0..500).any(|_| {
+                std::thread::sleep(Duration::from_millis(10));
+                !matches!(self.0.try_wait(), Ok(None))
+            });
+        if !ended {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
     }
 }
 
