@@ -13,7 +13,7 @@ use torus_agent::metadata::{
     Embedded, NewVolume, VolumeInfo, create_volume, find_volume, init_cluster, join_ring, list_agents, resize_volume,
     ring_agent,
 };
-use torus_agent::owner::{Control, OpenVolume, OwnerConfig, OwnerError};
+use torus_agent::owner::{Control, OpenVolume, OwnerConfig, OwnerError, fence_volume};
 use torus_agent::process::{Agent, Config, told};
 use torus_core::block::VolumeState;
 use torus_core::format::Pieces;
@@ -21,7 +21,7 @@ use torus_core::ids::{BLOCK_SIZE, Epoch, Lba};
 use torus_core::limits::EXTENT_BLOCKS_MIN;
 use torus_core::log::recover::OpenError;
 use torus_core::meta::MetadataStore;
-use torus_core::meta::docs::AckMode;
+use torus_core::meta::docs::{AckMode, Holder};
 use torus_store::Fill;
 
 const BLOCK: u64 = BLOCK_SIZE as u64;
@@ -266,6 +266,50 @@ fn a_second_owner_is_refused_by_name_or_takes_over_for_good() {
     })
     .join()
     .unwrap();
+}
+
+/// As the operator does for a dead node: nobody opens it, and yet whoever had it gets nothing acknowledged any more.
+#[test]
+fn a_volume_is_taken_from_its_owner_without_being_opened_and_the_next_one_finds_all_that_was_acknowledged() {
+    let world = World::new(3);
+    let info = world.volume("v", 4096);
+    let (control, again, third) = (world.control(), info.clone(), info.clone());
+    let (tell, told) = tokio::sync::oneshot::channel();
+    let (taken, was_taken) = tokio::sync::oneshot::channel();
+    let first = data(move || async move {
+        let volume = OpenVolume::open(control, &info, OwnerConfig::new()).await.unwrap();
+        for block in 0..50 {
+            write(&volume, block, 1).await.unwrap();
+        }
+        tell.send(()).unwrap();
+        was_taken.await.unwrap();
+        let refused = write(&volume, 0, 2).await.unwrap_err();
+        assert_eq!(refused.kind, IoErrorKind::Fenced, "{refused}");
+    });
+    let store = Arc::clone(&world.store);
+    let fenced = world.control.block_on(async move {
+        told.await.unwrap();
+        let holder = Holder { host: "fencer".into(), pid: 1, serves: "fenced: n1".into() };
+        fence_volume(store, &again, holder, Duration::from_secs(20)).await.unwrap()
+    });
+    assert_eq!(fenced.epoch, Epoch(2));
+    assert!(fenced.asked >= 2 && fenced.acknowledged == fenced.asked, "{fenced:?}");
+    taken.send(()).unwrap();
+    first.join().unwrap();
+    let control = world.control();
+    data(move || async move {
+        let config = OwnerConfig { force: true, ..OwnerConfig::new() };
+        let volume = OpenVolume::open(control, &third, config).await.unwrap();
+        assert_eq!(volume.state(), VolumeState::Serving(Epoch(3)));
+        for block in 0..50 {
+            check(&volume, block, 1).await;
+        }
+        volume.close().await.unwrap();
+    })
+    .join()
+    .unwrap();
+    let found = world.control.block_on(find_volume(&*world.store, "v")).unwrap();
+    assert_eq!(found.used_blocks, Some(50), "what of it holds data is said when it is closed");
 }
 
 #[test]

@@ -13,7 +13,9 @@ use super::access::{AccessError, Outcome, Versioned, get, list_raw, put, transac
 use std::collections::BTreeMap;
 use torus_core::ids::{Epoch, Lba, VolumeId};
 use torus_core::limits::{META_TXN_OPS_MAX, REPLICAS_MAX, VOLUME_BLOCKS_MAX};
-use torus_core::meta::docs::{AckMode, EpochDoc, HeadDoc, Holder, NameDoc, OwnerDoc, PublishedDoc, VolumeDoc, decode};
+use torus_core::meta::docs::{
+    AckMode, EpochDoc, HeadDoc, Holder, NameDoc, OwnerDoc, PublishedDoc, UsedDoc, VolumeDoc, decode,
+};
 use torus_core::meta::{Compare, Entry, MetadataStore, Revision, Write, keys};
 
 /// How often a change starts over because somebody else changed the same volume.
@@ -140,6 +142,8 @@ pub struct VolumeInfo {
     pub head: Option<HeadDoc>,
     /// Extents registered since that checkpoint.
     pub extents: usize,
+    /// Blocks that hold data, as an owner said last.
+    pub used_blocks: Option<u64>,
 }
 
 /// Checks a volume's name.
@@ -252,8 +256,11 @@ fn read_volume(id: VolumeId, entries: &[Entry]) -> Result<Option<VolumeInfo>, Ac
     let owner = find(keys::volume_owner(id)).map(|entry| decode(&entry.key, &entry.value)).transpose()?;
     let published = find(keys::volume_published(id)).map(|entry| decode(&entry.key, &entry.value)).transpose()?;
     let head = find(keys::volume_head(id)).map(|entry| decode(&entry.key, &entry.value)).transpose()?;
+    let used: Option<UsedDoc> =
+        find(keys::volume_used(id)).map(|entry| decode(&entry.key, &entry.value)).transpose()?;
+    let used_blocks = used.map(|used| used.blocks);
     let extents = entries.iter().filter(|entry| entry.key.starts_with(&keys::extents(id))).count();
-    Ok(Some(VolumeInfo { id, meta, epoch, owner, published, head, extents }))
+    Ok(Some(VolumeInfo { id, meta, epoch, owner, published, head, extents, used_blocks }))
 }
 
 /// Grows a volume to `size`; the same size again is no error.
@@ -360,6 +367,7 @@ pub async fn remove_volume_keys(store: &dyn MetadataStore, id: VolumeId) -> Resu
         keys::volume_owner(id),
         keys::volume_published(id),
         keys::volume_head(id),
+        keys::volume_used(id),
     ];
     for keys in of_extents.chunks(META_TXN_OPS_MAX).chain([last.as_slice()]) {
         let then = keys.iter().cloned().map(Write::Delete).collect();

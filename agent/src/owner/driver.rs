@@ -3,6 +3,7 @@
 use super::control::{Answer, Control, Sign};
 use super::device::{Desk, VolumeDevice};
 use super::status::{Latencies, OwnerStatus};
+use super::used::Reporter;
 use super::view::{News, View};
 use super::{OwnerConfig, OwnerError};
 use crate::clock::Clock;
@@ -41,6 +42,7 @@ pub struct OpenVolume {
     latencies: Latencies,
     /// Over when the sign of life is taken back.
     keeper: JoinHandle<()>,
+    reporter: Reporter,
 }
 
 pub(super) enum Question {
@@ -106,6 +108,7 @@ impl OpenVolume {
         };
         let (life, living) = watch::channel(None);
         let keeper = control.keep(lease, Sign { volume: volume.id, holder: config.holder.clone(), nonce }, living);
+        let reporter = Reporter { control: control.clone(), volume: volume.id, holder: config.holder.clone(), nonce };
         let view = View::begin(&control.runtime, &control.store, volume.id);
         let latencies = Latencies::new();
         let desk = Rc::new(Desk::new(name.clone(), volume.meta.doc.size.0, latencies.clone()));
@@ -133,10 +136,14 @@ impl OpenVolume {
             heard: Vec::new(),
         };
         let task = spawn_local(driver.run()).abort_handle();
-        let mut open = OpenVolume { device: VolumeDevice { desk }, state, questions, task, name, latencies, keeper };
+        let mut open =
+            OpenVolume { device: VolumeDevice { desk }, state, questions, task, name, latencies, keeper, reporter };
         open.until(|state| !matches!(state, VolumeState::Opening(_))).await;
         match open.ended() {
-            None => Ok(open),
+            None => {
+                open.reporter.clone().begin(open.questions.clone(), open.state.clone());
+                Ok(open)
+            }
             Some(error) => Err(error),
         }
     }
@@ -177,6 +184,9 @@ impl OpenVolume {
     /// # Errors
     /// When it was taken over meanwhile.
     pub async fn close(mut self) -> Result<(), OwnerError> {
+        if let (Some(stats), VolumeState::Serving(epoch)) = (self.stats().await, self.state()) {
+            self.reporter.say(epoch, stats.mapped_blocks).await;
+        }
         // A driver that has ended has said why.
         let _ = self.questions.send(Question::Close);
         let ended = self.lost().await;

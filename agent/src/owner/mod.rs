@@ -20,13 +20,16 @@
 mod control;
 mod device;
 mod driver;
+mod fence;
 mod remove;
 mod status;
+mod used;
 mod view;
 
 pub use control::Control;
 pub use device::VolumeDevice;
 pub use driver::{OpenVolume, OwnerStats};
+pub use fence::{Fenced, fence_volume};
 pub use remove::{DeleteError, Removed, delete_volume};
 pub use status::OwnerStatus;
 

@@ -165,6 +165,13 @@ pub struct PublishedDoc {
     pub read_only: bool,
 }
 
+/// `volumes/<volume>/used`: written by its owner now and then.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct UsedDoc {
+    /// Blocks of the volume that hold data.
+    pub blocks: u64,
+}
+
 /// `nodes/<node>`: written by each agent of role `node` when it starts.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct NodeDoc {

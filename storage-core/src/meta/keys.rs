@@ -13,6 +13,7 @@
 //! volumes/<volume>/owner      OwnerDoc      leased: the owner that runs
 //! volumes/<volume>/head       HeadDoc       the newest checkpoint
 //! volumes/<volume>/published  PublishedDoc  the host that may attach it, where a control plane decides that
+//! volumes/<volume>/used       UsedDoc       what of it holds data, for people
 //! volumes/<volume>/x/<seq>    ExtentDoc     extents registered since that checkpoint
 //! ```
 
@@ -84,6 +85,11 @@ pub fn volume_head(id: VolumeId) -> String {
 #[must_use]
 pub fn volume_published(id: VolumeId) -> String {
     format!("{VOLUMES}{id}/published")
+}
+/// What of it holds data.
+#[must_use]
+pub fn volume_used(id: VolumeId) -> String {
+    format!("{VOLUMES}{id}/used")
 }
 /// A host on which volumes can be attached.
 #[must_use]

@@ -141,6 +141,15 @@ impl Recovery {
         std::mem::take(&mut self.peers)
     }
 
+    /// Agents of open extents that refuse older owners by now, and all of them.
+    #[must_use]
+    pub fn fenced(&self) -> (usize, usize) {
+        let open = || self.extents.values().filter(|x| x.is_open());
+        let asked: BTreeSet<AgentId> = open().flat_map(|x| x.doc.members.iter().copied()).collect();
+        let answered: BTreeSet<AgentId> = open().flat_map(|x| x.answers.keys().copied()).collect();
+        (answered.len(), asked.len())
+    }
+
     /// What it is doing, for people.
     #[must_use]
     pub fn progress(&self) -> &'static str {
