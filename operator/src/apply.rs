@@ -2,11 +2,13 @@
 
 use crate::watched::resource;
 use k8s_openapi::api::core::v1::{Node, Pod};
-use kube::Client;
 use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
+use kube::{Client, Resource};
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use std::fmt::Debug;
 use torus_plan::contract::{
-    FIELD_MANAGER, LABEL_MANAGED_BY, LABEL_NODE, MANAGED_BY, TAINT_OUT_OF_SERVICE, TAINT_VALUE,
+    FIELD_MANAGER, LABEL_CLUSTER, LABEL_MANAGED_BY, LABEL_NODE, LABEL_VOLUME, TAINT_OUT_OF_SERVICE, TAINT_VALUE,
 };
 use torus_plan::objects::{Key, Object};
 
@@ -69,8 +71,11 @@ pub async fn create(client: &Client, object: &Object) -> Result<(), ApplyError> 
         Err(error) if is_code(&error, 409) => {
             let found = api.get_opt(&object.key.name).await.map_err(failed("read", &object.key))?;
             let Some(found) = found else { return Ok(()) };
+            // Of the operator's, and of the same cluster or volume.
             let labels = found.metadata.labels.unwrap_or_default();
-            if labels.get(LABEL_MANAGED_BY).is_some_and(|by| by == MANAGED_BY) {
+            let wanted = &object.body["metadata"]["labels"];
+            let is_same = |label: &str| labels.get(label).map(String::as_str) == wanted[label].as_str();
+            if [LABEL_MANAGED_BY, LABEL_CLUSTER, LABEL_VOLUME].into_iter().all(is_same) {
                 update(client, object).await
             } else {
                 Err(ApplyError::Foreign(object.key.to_string()))
@@ -85,6 +90,27 @@ pub async fn update(client: &Client, object: &Object) -> Result<(), ApplyError> 
     let params = PatchParams::apply(FIELD_MANAGER).force();
     let patched = api(client, &object.key).patch(&object.key.name, &params, &Patch::Apply(&object.body)).await;
     patched.map(drop).map_err(failed("apply", &object.key))
+}
+
+/// Sets or takes away a finalizer, if the object still is the version that was seen.
+pub async fn finalize<K>(api: &Api<K>, object: &K, finalizer: &str, is_set: bool) -> Result<(), ApplyError>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
+{
+    let meta = object.meta();
+    let mut list: Vec<String> = meta.finalizers.clone().unwrap_or_default();
+    list.retain(|name| name != finalizer);
+    if is_set {
+        list.push(finalizer.into());
+    }
+    let name = meta.name.clone().unwrap_or_default();
+    let patch = json!({"metadata": {"resourceVersion": meta.resource_version, "finalizers": list}});
+    match api.patch(&name, &PatchParams::default(), &Patch::Merge(patch)).await {
+        Ok(_) => Ok(()),
+        // Gone, or changed by somebody since it was seen: the next pass sees it as it is.
+        Err(error) if is_code(&error, 404) || is_code(&error, 409) => Ok(()),
+        Err(error) => Err(failed("set the finalizer of", name)(error)),
+    }
 }
 
 /// Deletes an object, if it still is the one of this uid.

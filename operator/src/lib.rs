@@ -7,11 +7,14 @@
 //! Not here: rights. Service accounts and what they may do come with the chart, so that the operator needs no right to give any.
 
 mod apply;
+mod delays;
 pub mod guard;
 mod http;
 mod leader;
 mod metadata;
 mod pass;
+mod patch;
+mod teller;
 mod watched;
 
 pub use pass::Settings;

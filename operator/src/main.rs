@@ -20,7 +20,7 @@ struct Args {
     #[arg(long, env = "TORUS_NAMESPACE", value_name = "NAME", default_value = "torus-system")]
     namespace: String,
     /// The image that agents run unless their cluster says otherwise
-    #[arg(long, env = "TORUS_IMAGE", value_name = "IMAGE", required_unless_present = "command")]
+    #[arg(long, env = "TORUS_IMAGE", value_name = "IMAGE")]
     image: Option<String>,
     /// The name in the election of the one operator that works; in a pod, the pod's
     #[arg(long, env = "TORUS_IDENTITY", value_name = "NAME")]
@@ -68,4 +68,15 @@ async fn main() -> Result<()> {
         let _ = send_stop.send(true);
     });
     run(client, settings, args.http_address, stop).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Args;
+    use clap::CommandFactory;
+
+    #[test]
+    fn arguments_do_not_contradict_each_other() {
+        Args::command().debug_assert();
+    }
 }

@@ -3,19 +3,21 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use torus_agent::metadata::{self, AgentInfo, MetaConfig, TlsFiles, VolumeInfo};
-use torus_agent::owner;
+use torus_agent::owner::{self, OwnerError};
 use torus_api::TorusClusterSpec;
 use torus_core::ids::{AgentId, BLOCK_BYTES, VolumeId};
-use torus_core::meta::docs::{EpochDoc, ExtentDoc, Holder, decode, encode};
-use torus_core::meta::{Compare, MetaOp, MetaReply, MetadataStore, Txn, Write, keys};
+use torus_core::log::recover::OpenError;
+use torus_core::meta::docs::{ExtentDoc, Holder, decode};
+use torus_core::meta::{MetaOp, MetaReply, MetadataStore, Revision, keys};
 use torus_plan::cluster::{Agent, Ring, Store, StoreCluster};
-use torus_plan::contract::{SECRET_CA, SECRET_CERT, SECRET_KEY, SECRET_PASSWORD, SECRET_USER};
+use torus_plan::contract::{FENCED_FROM, FENCER, SECRET_CA, SECRET_CERT, SECRET_KEY, SECRET_PASSWORD, SECRET_USER};
 use torus_plan::health::{VolumeExtents, health};
 
-/// The host that holds an epoch which the operator raised.
-pub const FENCER: &str = "torus-operator";
+/// How long agents are waited for that should refuse a dead node's writes. Longer than the read leases that have to run out.
+const FENCE_PATIENCE: Duration = Duration::from_secs(15);
 
 /// A store that was opened, and with what.
 pub struct Connection {
@@ -23,14 +25,53 @@ pub struct Connection {
     secret: BTreeMap<String, Vec<u8>>,
     /// The store.
     pub store: Arc<dyn MetadataStore>,
+    /// What the last look found, and at which revision of the store.
+    last: Mutex<Option<(Revision, Arc<Look>)>>,
 }
 
 /// What one look at a store found.
+#[derive(Default)]
 pub struct Look {
     /// For the plan of the cluster.
     pub store: Store,
-    /// Its volumes.
-    pub volumes: Vec<VolumeInfo>,
+    /// Its volumes, by name.
+    pub volumes: BTreeMap<String, VolumeInfo>,
+}
+
+impl Connection {
+    /// All that plans look at. One small question where nothing was written since the last look: signs of life that run out are
+    /// writes, too.
+    pub async fn look(&self) -> Arc<Look> {
+        // The revision is asked for first: what is written between that and the look is looked at again.
+        let revision = match revision(&*self.store).await {
+            Ok(revision) => revision,
+            Err(why) => return Arc::new(Look { store: Store::Failed(why), ..Look::default() }),
+        };
+        if let Some((at, look)) = &*self.last()
+            && *at == revision
+        {
+            return look.clone();
+        }
+        let look = match read(&*self.store).await {
+            Ok(look) => Arc::new(look),
+            Err(why) => return Arc::new(Look { store: Store::Failed(why), ..Look::default() }),
+        };
+        *self.last() = Some((revision, look.clone()));
+        look
+    }
+
+    fn last(&self) -> MutexGuard<'_, Option<(Revision, Arc<Look>)>> {
+        // One value, replaced as a whole.
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// At which revision the store is.
+async fn revision(store: &dyn MetadataStore) -> Result<Revision, String> {
+    match store.execute(MetaOp::List(keys::CLUSTER.into())).await.map_err(|error| sentence(&error))? {
+        MetaReply::Listed(_, revision) => Ok(revision),
+        other => Err(format!("the metadata store answers a list with {other:?}")),
+    }
 }
 
 /// An error and what caused it, in one line.
@@ -69,7 +110,7 @@ pub async fn connect(
         return Ok(before);
     }
     let store = metadata::connect(&config).await.map_err(|error| sentence(&error))?;
-    Ok(Arc::new(Connection { config, secret, store }))
+    Ok(Arc::new(Connection { config, secret, store, last: Mutex::default() }))
 }
 
 /// The parts of a secret as files, which is how the client takes them.
@@ -85,18 +126,10 @@ fn tls_files(secret: &BTreeMap<String, Vec<u8>>, directory: &Path) -> Result<Tls
     Ok(TlsFiles { ca, identity })
 }
 
-/// Reads all that plans look at.
-pub async fn look(store: &dyn MetadataStore) -> Look {
-    match read(store).await {
-        Ok(look) => look,
-        Err(why) => Look { store: Store::Failed(why), volumes: Vec::new() },
-    }
-}
-
 async fn read(store: &dyn MetadataStore) -> Result<Look, String> {
     let cluster = match metadata::load_cluster(store).await {
         Ok(cluster) => cluster,
-        Err(metadata::ClusterError::None { .. }) => return Ok(Look { store: Store::Empty, volumes: Vec::new() }),
+        Err(metadata::ClusterError::None { .. }) => return Ok(Look { store: Store::Empty, ..Look::default() }),
         Err(error) => return Err(sentence(&error)),
     };
     let agents = metadata::list_agents(store).await.map_err(|error| sentence(&error))?;
@@ -123,6 +156,7 @@ async fn read(store: &dyn MetadataStore) -> Result<Look, String> {
         }),
         volumes: volumes.iter().map(|volume| volume.meta.doc.name.clone()).collect(),
     };
+    let volumes = volumes.into_iter().map(|volume| (volume.meta.doc.name.clone(), volume)).collect();
     Ok(Look { store: Store::Cluster(found), volumes })
 }
 
@@ -165,29 +199,38 @@ fn extents_of(volume: &VolumeInfo, members: &BTreeMap<VolumeId, Vec<Vec<AgentId>
     }
 }
 
-/// Takes a volume from whoever opened it last: raises its epoch, so that he registers nothing any more and agents refuse him as soon as
-/// somebody else opens it. Returns the new epoch; `None`: somebody else was faster.
+/// What came of taking a volume from a node.
+pub struct Fenced {
+    /// The new epoch.
+    pub epoch: u64,
+    /// How far it is refused by agents, for people.
+    pub how: String,
+}
+
+/// Takes a volume from `node`, which is dead: raises its epoch, and has the agents refuse what is older. `None`: somebody else was
+/// faster.
 ///
 /// # Errors
 /// A sentence that says why it may not have happened.
-pub async fn fence(store: &dyn MetadataStore, volume: &VolumeInfo, node: &str) -> Result<Option<u64>, String> {
-    let Some(epoch) = &volume.epoch else { return Ok(None) };
-    let raised = EpochDoc {
-        epoch: epoch.doc.epoch.next(),
-        holder: Holder { host: FENCER.into(), pid: std::process::id(), serves: format!("fenced: node {node} is down") },
-        nonce: rand::random(),
-    };
-    let epoch_key = keys::volume_epoch(volume.id);
-    let txn = Txn {
-        when: vec![Compare::Unchanged(epoch_key.clone(), epoch.revision)],
-        then: vec![
-            Write::Put { key: epoch_key, value: encode(&raised), lease: None },
-            Write::Delete(keys::volume_owner(volume.id)),
-        ],
-    };
-    match store.execute(MetaOp::Txn(txn)).await.map_err(|error| sentence(&error))? {
-        MetaReply::Committed(_) => Ok(Some(raised.epoch.0)),
-        _ => Ok(None),
+pub async fn fence(store: Arc<dyn MetadataStore>, volume: &VolumeInfo, node: &str) -> Result<Option<Fenced>, String> {
+    let holder = Holder { host: FENCER.into(), pid: std::process::id(), serves: format!("{FENCED_FROM}{node}") };
+    match owner::fence_volume(store.clone(), volume, holder, FENCE_PATIENCE).await {
+        Ok(fenced) => Ok(Some(Fenced {
+            epoch: fenced.epoch.0,
+            how: format!("acknowledged by {}/{} agents", fenced.acknowledged, fenced.asked),
+        })),
+        Err(OwnerError::Open(OpenError::Overtaken { .. } | OpenError::NotFound(_) | OpenError::Deleting(_))) => {
+            Ok(None)
+        }
+        // The epoch is raised, so that the node registers nothing more. What it can still write, nobody will ever read: the next
+        // owner has the agents refuse it before it serves, and cannot serve without them.
+        Err(OwnerError::Open(error @ OpenError::Missing { .. })) => {
+            let found = metadata::load_volume(&*store, volume.id).await.map_err(|error| sentence(&error))?;
+            let epoch = found.and_then(|found| found.epoch).filter(|epoch| epoch.doc.holder.host == FENCER);
+            let how = format!("not acknowledged by agents yet ({error}): they do when it is opened next");
+            Ok(epoch.map(|epoch| Fenced { epoch: epoch.doc.epoch.0, how }))
+        }
+        Err(error) => Err(sentence(&error)),
     }
 }
 

@@ -1,22 +1,24 @@
 //! What is watched of Kubernetes, kept in memory: a pass reads nothing else of it, so that one that finds nothing to do asks
 //! the apiserver nothing.
 
+use crate::pass::observe;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{Api, ApiResource, DynamicObject};
 use kube::runtime::reflector::{Store, store::Writer};
 use kube::runtime::{WatchStreamExt, reflector, watcher};
-use kube::{Client, Resource};
+use kube::{Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::hash::Hash;
 use std::sync::Arc;
 use tokio::sync::Notify;
-use torus_api::{TorusCluster, TorusVolume};
-use torus_plan::contract::{LABEL_CLUSTER, LABEL_MANAGED_BY, MANAGED_BY};
-use torus_plan::objects::{Key, Kind};
+use torus_api::{ClusterRef, TorusCluster, TorusVolume};
+use torus_plan::cluster;
+use torus_plan::contract::{LABEL_CLUSTER, LABEL_MANAGED_BY, LABEL_VOLUME, MANAGED_BY};
+use torus_plan::objects::{Key, Kind, Owner};
 
 /// Everything watched.
 pub struct Watched {
@@ -31,6 +33,31 @@ pub struct Watched {
     objects: BTreeMap<Kind, Store<DynamicObject>>,
     /// Told of every change.
     pub changed: Arc<Notify>,
+}
+
+/// PersistentVolumes and claims of TorusVolumes, as they are when a pass begins.
+pub struct OfVolumes {
+    /// By the uid of their TorusVolume.
+    persistent_volumes: BTreeMap<String, Arc<DynamicObject>>,
+    /// By namespace and name.
+    claims: BTreeMap<(String, String), Arc<DynamicObject>>,
+}
+
+impl OfVolumes {
+    /// The PersistentVolume of a TorusVolume.
+    pub fn persistent_volume(&self, uid: &str) -> Option<&Arc<DynamicObject>> {
+        self.persistent_volumes.get(uid)
+    }
+
+    /// The claim of a name, if the operator made it, for whichever TorusVolume.
+    pub fn claim(&self, namespace: &str, name: &str) -> Option<&Arc<DynamicObject>> {
+        self.claims.get(&(namespace.to_owned(), name.to_owned()))
+    }
+}
+
+/// Tells two states of an object apart.
+pub fn version(object: &DynamicObject) -> Option<String> {
+    Some(format!("{} {}", object.metadata.uid.as_ref()?, object.metadata.resource_version.as_ref()?))
 }
 
 /// The resource of a kind, for calls without a type.
@@ -83,16 +110,54 @@ impl Watched {
         }
     }
 
-    /// All objects of ours that `wanted` picks, as JSON.
-    pub fn objects(&self, wanted: impl Fn(Kind, &DynamicObject) -> bool) -> BTreeMap<Key, Value> {
+    /// All objects of a TorusCluster, as JSON.
+    pub fn of_cluster(&self, name: &str) -> BTreeMap<Key, Value> {
         let mut found = BTreeMap::new();
         for (kind, store) in &self.objects {
-            for object in store.state().into_iter().filter(|object| wanted(*kind, object)) {
+            if matches!(kind, Kind::PersistentVolume | Kind::PersistentVolumeClaim) {
+                continue;
+            }
+            for object in store.state().into_iter().filter(|object| label(&**object, LABEL_CLUSTER) == Some(name)) {
                 found.insert(key(*kind, &object), serde_json::to_value(&*object).unwrap_or_default());
             }
         }
         found
     }
+
+    /// All PersistentVolumes and claims of TorusVolumes.
+    pub fn of_volumes(&self) -> OfVolumes {
+        let of = |kind| self.objects.get(&kind).map(Store::state).unwrap_or_default();
+        let by_uid = |object: Arc<DynamicObject>| Some((label(&*object, LABEL_VOLUME)?.to_owned(), object));
+        let by_name =
+            |object: Arc<DynamicObject>| ((object.namespace().unwrap_or_default(), object.name_any()), object);
+        OfVolumes {
+            persistent_volumes: of(Kind::PersistentVolume).into_iter().filter_map(by_uid).collect(),
+            claims: of(Kind::PersistentVolumeClaim).into_iter().map(by_name).collect(),
+        }
+    }
+
+    /// The pods of a TorusCluster that belong to a StatefulSet, by name.
+    pub fn pods_of(&self, name: &str) -> BTreeMap<String, cluster::Pod> {
+        let pods = self.pods.state();
+        pods.iter()
+            .filter(|pod| label(&***pod, LABEL_CLUSTER) == Some(name))
+            .filter_map(|pod| observe::pod(pod))
+            .collect()
+    }
+
+    /// TorusVolumes that are in a TorusCluster, or would be: `namespace/name`.
+    pub fn volumes_in(&self, owner: &Owner) -> BTreeSet<String> {
+        let is_in = |volume: &Arc<TorusVolume>| match &volume.spec.cluster {
+            Some(ClusterRef { name, namespace }) => *name == owner.name && *namespace == owner.namespace,
+            None => true,
+        };
+        let volumes = self.volumes.state().into_iter().filter(is_in);
+        volumes.map(|volume| format!("{}/{}", volume.namespace().unwrap_or_default(), volume.name_any())).collect()
+    }
+}
+
+fn label<'a>(object: &'a impl Resource, name: &str) -> Option<&'a str> {
+    object.meta().labels.as_ref()?.get(name).map(String::as_str)
 }
 
 fn key(kind: Kind, object: &DynamicObject) -> Key {
@@ -112,7 +177,9 @@ where
     let store = writer.as_reader();
     let changed = changed.clone();
     tokio::spawn(async move {
-        let mut events = std::pin::pin!(reflector(writer, watcher(api, config)).default_backoff());
+        // Who owns which field is half of an object, and nothing here looks at it.
+        let slim = watcher(api, config).default_backoff().modify(|object| object.meta_mut().managed_fields = None);
+        let mut events = std::pin::pin!(reflector(writer, slim));
         while let Some(event) = events.next().await {
             match event {
                 Ok(_) => changed.notify_one(),

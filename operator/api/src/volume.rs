@@ -93,6 +93,7 @@ pub struct ClaimRef {
     category = "torus",
     category = "storage",
     printcolumn(name = "Size", type_ = "string", json_path = ".status.size", description = "Logical size"),
+    printcolumn(name = "Used", type_ = "string", json_path = ".status.used", description = "What of it holds data"),
     printcolumn(name = "State", type_ = "string", json_path = ".status.state", description = "What it does"),
     printcolumn(
         name = "Redundancy",
@@ -229,6 +230,10 @@ pub struct TorusVolumeStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 20))]
     pub size: Option<String>,
+    /// What of it holds data, such as 3.1Gi, as its owner said last: within half a minute while it is written to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 20))]
+    pub used: Option<String>,
     /// Copies of its worst-off extent and copies asked for, such as 2/2.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 16))]
@@ -248,7 +253,7 @@ pub struct TorusVolumeStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
     pub persistent_volume: Option<String>,
-    /// Ready, Healthy, Deleting.
+    /// Ready, Healthy, Fenced, Deleting.
     #[serde(default)]
     #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,

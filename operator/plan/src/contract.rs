@@ -114,5 +114,9 @@ pub const FINALIZER_VOLUME: &str = "torus.storage/volume";
 pub const TAINT_OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
 /// Its value, where the operator set it: one that a person set is left alone.
 pub const TAINT_VALUE: &str = "torus-fenced";
+/// The host that holds an epoch which the operator raised.
+pub const FENCER: &str = "torus-operator";
+/// What its holder says there, before the name of the dead node.
+pub const FENCED_FROM: &str = "fenced: ";
 /// The field manager of server-side apply.
 pub const FIELD_MANAGER: &str = "torus-operator";

@@ -4,8 +4,11 @@
 //! not have to guess: an owner that was fenced by epoch gets nothing acknowledged any more, so its volumes can be opened elsewhere at once, whether the
 //! node is dead or only cut off.
 //!
-//! 1. A node is suspected when it is not ready and its agent gives no sign of life: both, as either alone has harmless reasons.
-//! 2. After the grace time its volumes are fenced: their epoch is raised in the metadata store.
+//! 1. A node is suspected when its agent gives no sign of life and Kubernetes does not call it ready: both, as either alone has
+//!    harmless reasons. A kubelet that is silent as well has been so for as long as Kubernetes takes to notice (`--node-monitor-grace-period`
+//!    of the controller manager): from there on the agent's silence alone is counted. One that speaks, and says that its node is
+//!    not ready, is given the grace time from when it said so.
+//! 2. After the grace time its volumes are fenced: their epoch is raised in the metadata store, their agents refuse older ones.
 //! 3. When that is seen to be so, the node is tainted out of service if that was asked for. Kubernetes then detaches its volumes and
 //!    replaces its pods.
 //! 4. The taint is taken away when the node is ready again; one that a person set is left alone.
@@ -19,11 +22,23 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+/// What Kubernetes says of a node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Kubelet {
+    /// It is ready.
+    Ready,
+    /// Its kubelet says that it is not.
+    NotReady,
+    /// Its kubelet says nothing any more.
+    #[default]
+    Silent,
+}
+
 /// What is seen of one node.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Sign {
-    /// Whether Kubernetes calls it ready.
-    pub is_ready: bool,
+    /// What Kubernetes says of it.
+    pub kubelet: Kubelet,
     /// Whether anything of Torus on it gives a sign of life in the metadata store.
     pub is_alive: bool,
     /// Whether it has our taint.
@@ -70,8 +85,8 @@ pub struct Policy {
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum State {
-    /// Silent since.
-    Suspect(Duration),
+    /// Its agent is silent since, and its node not ready since.
+    Suspect { silent: Duration, not_ready: Option<Duration> },
     /// Told so.
     Dead,
 }
@@ -89,20 +104,32 @@ impl Failover {
         let mut steps = Vec::new();
         self.nodes.retain(|node, _| signs.contains_key(node));
         for (node, sign) in signs {
-            if sign.is_ready || sign.is_alive {
-                let was_dead = self.nodes.remove(node) == Some(State::Dead);
-                if sign.is_ready && sign.is_tainted {
-                    steps.push(Step::Untaint(node.clone()));
-                }
-                if was_dead {
+            let is_ready = sign.kubelet == Kubelet::Ready;
+            if is_ready && sign.is_tainted {
+                steps.push(Step::Untaint(node.clone()));
+            }
+            if sign.is_alive || is_ready {
+                if self.nodes.get(node) == Some(&State::Dead) {
+                    self.nodes.remove(node);
                     steps.push(Step::Back(node.clone()));
                 }
-                continue;
+                if sign.is_alive {
+                    self.nodes.remove(node);
+                    continue;
+                }
             }
-            let state = self.nodes.entry(node.clone()).or_insert(State::Suspect(now));
-            if let State::Suspect(since) = *state {
-                let silent = now.saturating_sub(since);
-                if silent < policy.grace || !policy.fence {
+            let state = self.nodes.entry(node.clone()).or_insert(State::Suspect { silent: now, not_ready: None });
+            if let State::Suspect { silent, not_ready } = state {
+                let since = match sign.kubelet {
+                    Kubelet::Ready => {
+                        *not_ready = None;
+                        continue;
+                    }
+                    Kubelet::NotReady => *not_ready.get_or_insert(now),
+                    Kubelet::Silent => *silent,
+                };
+                let silent = now.saturating_sub(*silent);
+                if now.saturating_sub(since) < policy.grace || !policy.fence {
                     continue;
                 }
                 *state = State::Dead;
@@ -131,9 +158,13 @@ mod tests {
         Duration::from_secs(seconds)
     }
 
-    fn sign(is_ready: bool, is_alive: bool, volumes: &[&str], is_tainted: bool) -> BTreeMap<String, Sign> {
+    fn seen(kubelet: Kubelet, is_alive: bool, volumes: &[&str], is_tainted: bool) -> BTreeMap<String, Sign> {
         let volumes = volumes.iter().map(ToString::to_string).collect();
-        BTreeMap::from([("n1".into(), Sign { is_ready, is_alive, is_tainted, volumes })])
+        BTreeMap::from([("n1".into(), Sign { kubelet, is_alive, is_tainted, volumes })])
+    }
+
+    fn sign(is_ready: bool, is_alive: bool, volumes: &[&str], is_tainted: bool) -> BTreeMap<String, Sign> {
+        seen(if is_ready { Kubelet::Ready } else { Kubelet::NotReady }, is_alive, volumes, is_tainted)
     }
 
     #[test]
@@ -165,6 +196,22 @@ mod tests {
         let mut failover = Failover::default();
         for second in 0..100 {
             assert_eq!(failover.step(at(second), POLICY, &sign(false, true, &["a"], false)), []);
+        }
+    }
+
+    #[test]
+    fn a_silent_kubelet_is_dead_once_its_agent_was_silent_for_the_grace_time() {
+        let mut failover = Failover::default();
+        // Kubernetes takes its time to notice.
+        for second in 0..40 {
+            assert_eq!(failover.step(at(second), POLICY, &seen(Kubelet::Ready, false, &["a"], false)), []);
+        }
+        let steps = failover.step(at(40), POLICY, &seen(Kubelet::Silent, false, &["a"], false));
+        assert_eq!(steps[0], Step::Dead { node: "n1".into(), silent: at(40) });
+        let mut failover = Failover::default();
+        for second in 0..100 {
+            let is_alive = second % 14 == 0;
+            assert_eq!(failover.step(at(second), POLICY, &seen(Kubelet::Silent, is_alive, &["a"], false)), []);
         }
     }
 

@@ -163,6 +163,9 @@ fn not_ready(seen: &Observed, plan: &Plan, ready: usize, asked: usize) -> Option
     if let Some(obstacle) = plan.refused.as_ref().or(plan.etcd.as_ref()) {
         return Some(obstacle.clone());
     }
+    if let Some(failed) = &plan.failed {
+        return Some(failed.clone());
+    }
     if seen.store == Store::Empty {
         return Some(Obstacle { reason: "Initializing", message: "the cluster is being made in etcd".into() });
     }

@@ -97,6 +97,8 @@ pub struct Plan {
     pub etcd: Option<Obstacle>,
     /// What holds the deletion.
     pub held: Option<Obstacle>,
+    /// An action that failed when it was carried out: filled in by who does that.
+    pub failed: Option<Obstacle>,
     /// Where etcd is, as far as it is known.
     pub endpoints: Vec<String>,
     /// How far an update is.
@@ -120,7 +122,7 @@ pub fn plan(owner: &Owner, spec: &TorusClusterSpec, own_image: &str, seen: &Obse
     }
     let secret_keys = match &seen.secret {
         Secret::Keys(keys) => keys.clone(),
-        Secret::NotNamed | Secret::Missing => BTreeSet::new(),
+        _ => BTreeSet::new(),
     };
     let source = |endpoints| Source { owner, spec, own_image, endpoints, secret_keys: &secret_keys };
     let stage = etcd::stage(&source(&[]), seen);
@@ -172,6 +174,19 @@ fn secret_obstacle(spec: &TorusClusterSpec, seen: &Observed) -> Option<(&'static
                 secret.name
             );
             return Some(("SecretMissing", message));
+        }
+        (Some(secret), Secret::Forbidden) => {
+            let message = format!(
+                "the operator may not read the secret {0:?}, which spec.etcd.external.secret names. Name it to the chart: helm upgrade … --set 'etcdSecrets={{{0}}}'",
+                secret.name
+            );
+            return Some(("SecretForbidden", message));
+        }
+        (Some(secret), Secret::Unread(why)) => {
+            return Some((
+                "SecretUnread",
+                format!("cannot read the secret {:?}: {why}. It is tried again", secret.name),
+            ));
         }
         (Some(_), Secret::Keys(keys)) => keys.clone(),
         (None, _) => BTreeSet::new(),

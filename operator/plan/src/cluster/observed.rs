@@ -68,6 +68,10 @@ pub enum Secret {
     NotNamed,
     /// There is none of that name.
     Missing,
+    /// The operator has no right to read it.
+    Forbidden,
+    /// It was not read this time; the text says why.
+    Unread(String),
     /// Its keys.
     Keys(BTreeSet<String>),
 }

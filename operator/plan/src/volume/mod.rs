@@ -107,6 +107,10 @@ pub struct Volume {
     pub epoch: Option<u64>,
     /// Copies of its worst-off extent, and those asked for.
     pub copies: Option<crate::health::Copies>,
+    /// Bytes of it that hold data, as its owner said last.
+    pub used_bytes: Option<u64>,
+    /// The dead node that the operator took it from, until somebody opens it again.
+    pub fenced_from: Option<String>,
     /// Whether its deletion has begun.
     pub is_deleting: bool,
 }

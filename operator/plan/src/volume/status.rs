@@ -1,6 +1,7 @@
 //! What the status of a TorusVolume says: computed, and equal for equal input.
 
 use super::{Identity, Plan, Pool, Seen};
+use crate::story::FENCED;
 use torus_api::{Condition, Quantity, TorusVolumeSpec, TorusVolumeStatus, set_condition};
 
 /// The status. `before`: as it is; `now`: in RFC 3339, for conditions whose status changes.
@@ -26,10 +27,12 @@ pub fn volume_status(
         status.redundancy = volume.copies.map(|copies| copies.to_string());
         status.node.clone_from(&volume.owner);
         status.epoch = volume.epoch.and_then(|epoch| i64::try_from(epoch).ok());
+        status.used = volume.used_bytes.map(Quantity::rounded);
     }
     status.claim = spec.claim.as_ref().filter(|_| seen.claim.is_some()).map(|claim| claim.name.clone());
     let name = seen.persistent_volume.as_ref().and_then(|found| found["metadata"]["name"].as_str());
     status.persistent_volume = name.map(str::to_owned);
+    let was_fenced = before.conditions.iter().any(|condition| condition.kind == FENCED);
     let mut tell = |kind: &str, holds: bool, reason: &str, message: &str| {
         let condition = Condition {
             kind: kind.into(),
@@ -49,6 +52,16 @@ pub fn volume_status(
     if let Some(copies) = is_ours.and_then(|volume| volume.copies) {
         let message = format!("{copies} copies of the worst-off extent can be reached");
         tell("Healthy", copies.is_full(), if copies.is_full() { "AllCopies" } else { "CopiesMissing" }, &message);
+    }
+    match is_ours.map(|volume| (&volume.fenced_from, &volume.owner)) {
+        Some((Some(node), _)) => {
+            let message = format!(
+                "it was taken from {node}, which is dead, and whatever that node still writes is refused. It is open again as soon as a pod that uses it starts elsewhere"
+            );
+            tell(FENCED, true, "NodeDead", &message);
+        }
+        Some((None, Some(_))) if was_fenced => tell(FENCED, false, "Reopened", "it is open again"),
+        _ => {}
     }
     if seen.is_deleting {
         match &plan.held {

@@ -28,6 +28,8 @@ fn volume(owner: Option<&str>) -> Volume {
         owner: owner.map(str::to_owned),
         epoch: Some(3),
         copies,
+        used_bytes: Some(3 << 29),
+        fenced_from: None,
         is_deleting: false,
     }
 }

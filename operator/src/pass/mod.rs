@@ -1,0 +1,224 @@
+//! One pass over everything: what is watched and what the metadata store says, the plans, their actions, the statuses.
+//!
+//! A pass begins when something changed or a few seconds went by. It looks at everything in memory, and at the metadata store only as
+//! far as that changed; what it finds unchanged it leaves alone, so that a pass that finds nothing writes nothing.
+//!
+//! Dead nodes come first: nothing else may keep them waiting. For the same reason what may take long, such as deleting data on agents,
+//! goes on beside the passes.
+
+mod cluster;
+mod failover;
+pub mod observe;
+mod volume;
+
+use crate::apply;
+use crate::delays::Delays;
+use crate::metadata::{Connection, Look};
+use crate::patch::merge_patch;
+use crate::teller::Teller;
+use crate::watched::Watched;
+use futures::StreamExt;
+use kube::api::{Api, Patch, PatchParams};
+use kube::{Client, Resource, ResourceExt};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+use torus_api::TorusCluster;
+use torus_core::meta::MetadataStore;
+use torus_plan::cluster::{Refusal, Store};
+use torus_plan::failover::Failover;
+use torus_plan::story::Told;
+use volume::{Deletions, Settled};
+
+/// Volumes that are looked at at the same time.
+const VOLUMES_AT_ONCE: usize = 8;
+
+/// What the operator was told.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Its namespace: TorusClusters are served there.
+    pub namespace: String,
+    /// Its image: what agents run unless their cluster says otherwise.
+    pub image: String,
+    /// Its name in the election.
+    pub identity: String,
+    /// A directory of its own, for certificates.
+    pub directory: PathBuf,
+}
+
+/// What a pass came to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Tally {
+    /// Actions carried out.
+    pub actions: u64,
+    /// Statuses written.
+    pub statuses: u64,
+    /// Actions that failed.
+    pub failures: u64,
+}
+
+/// What is kept from one pass to the next.
+pub struct Passes {
+    client: Client,
+    settings: Settings,
+    watched: Arc<Watched>,
+    teller: Teller,
+    connection: Option<Arc<Connection>>,
+    failover: Failover,
+    began: Instant,
+    book: Mutex<Book>,
+    deletions: Deletions,
+}
+
+/// What several volumes write to at the same time.
+#[derive(Default)]
+struct Book {
+    tally: Tally,
+    delays: Delays,
+    /// Volumes with which there was nothing to do, by uid, and what they looked like then.
+    settled: BTreeMap<String, Settled>,
+}
+
+/// The cluster of a pass, for its volumes and for failover.
+struct Served {
+    cluster: Arc<TorusCluster>,
+    /// What the metadata store said; its cluster is this one's, if it has one at all.
+    look: Arc<Look>,
+    is_ours: bool,
+}
+
+impl Served {
+    fn found(&self) -> Option<&torus_plan::cluster::StoreCluster> {
+        match &self.look.store {
+            Store::Cluster(found) if self.is_ours => Some(found),
+            _ => None,
+        }
+    }
+}
+
+impl Passes {
+    /// Ready for the first pass.
+    #[must_use]
+    pub fn new(client: Client, settings: Settings, watched: Arc<Watched>) -> Passes {
+        let teller = Teller::new(client.clone(), &settings.identity);
+        Passes {
+            client,
+            settings,
+            watched,
+            teller,
+            connection: None,
+            failover: Failover::default(),
+            began: Instant::now(),
+            book: Mutex::default(),
+            deletions: Deletions::default(),
+        }
+    }
+
+    /// One pass.
+    pub async fn pass(&mut self) -> Tally {
+        self.book().tally = Tally::default();
+        let mut clusters = self.watched.clusters.state();
+        clusters.sort_by_key(|cluster| (cluster.creation_timestamp().map(|time| time.0), cluster.uid()));
+        // The oldest in our namespace is served.
+        let served =
+            clusters.iter().find(|cluster| cluster.namespace().as_deref() == Some(&self.settings.namespace)).cloned();
+        let mut open = None;
+        for cluster in clusters {
+            let refused = match &served {
+                Some(served) if served.uid() == cluster.uid() => None,
+                _ if cluster.namespace().as_deref() != Some(&self.settings.namespace) => {
+                    Some(Refusal::Namespace { served: self.settings.namespace.clone() })
+                }
+                Some(served) => Some(Refusal::Older(format!("{}/{}", self.settings.namespace, served.name_any()))),
+                None => None,
+            };
+            let is_served = refused.is_none();
+            let found = self.cluster(&cluster, refused).await;
+            if is_served {
+                self.failover(&found).await;
+                open = Some(found);
+            }
+        }
+        self.volumes(open.as_ref()).await;
+        self.book().tally
+    }
+
+    async fn volumes(&self, served: Option<&Served>) {
+        let volumes = self.watched.volumes.state();
+        let there: BTreeSet<_> = volumes.iter().filter_map(|volume| volume.uid()).collect();
+        self.book().settled.retain(|uid, _| there.contains(uid));
+        let objects = self.watched.of_volumes();
+        let (this, objects) = (self, &objects);
+        futures::stream::iter(volumes)
+            .for_each_concurrent(VOLUMES_AT_ONCE, |volume| async move { this.volume(&volume, objects, served).await })
+            .await;
+    }
+
+    fn book(&self) -> MutexGuard<'_, Book> {
+        // Counters and maps: whole whatever a panicking thread was doing.
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn store(&self) -> Result<Arc<dyn MetadataStore>, String> {
+        self.connection.as_ref().map(|connection| connection.store.clone()).ok_or_else(|| "etcd does not answer".into())
+    }
+
+    /// Why an action that failed is not tried again yet.
+    fn resting(&self, what: &str) -> Option<String> {
+        self.book().delays.resting(what, self.began.elapsed()).map(str::to_owned)
+    }
+
+    /// Counts what came of an action, and tells what failed.
+    async fn account<K>(&self, what: &str, result: &Result<(), String>, object: &K, reason: &str)
+    where
+        K: Resource<DynamicType = ()>,
+    {
+        match result {
+            Ok(()) => {
+                let mut book = self.book();
+                book.tally.actions += 1;
+                book.delays.succeeded(what);
+            }
+            Err(message) => {
+                {
+                    let mut book = self.book();
+                    book.tally.failures += 1;
+                    book.delays.failed(what, self.began.elapsed(), message);
+                }
+                self.teller.tell(object, Told::warning(reason, message.clone())).await;
+            }
+        }
+    }
+
+    /// Writes what changed of a status; whether it was written.
+    async fn write_status<K, S>(&self, api: &Api<K>, name: &str, before: Option<&S>, after: &S) -> bool
+    where
+        K: Clone + Debug + DeserializeOwned,
+        S: Serialize,
+    {
+        let json = |status: &S| serde_json::to_value(status).unwrap_or_default();
+        let Some(patch) = merge_patch(&before.map(json).unwrap_or_default(), &json(after)) else { return false };
+        match api.patch_status(name, &PatchParams::default(), &Patch::Merge(json!({"status": patch}))).await {
+            Ok(_) => {
+                self.book().tally.statuses += 1;
+                true
+            }
+            Err(error) if apply::is_code(&error, 404) => false,
+            Err(error) => {
+                self.book().tally.failures += 1;
+                tracing::warn!("cannot write the status of {name}: {error}");
+                false
+            }
+        }
+    }
+}
+
+/// The time in RFC 3339, to the second.
+fn now() -> String {
+    k8s_openapi::jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
