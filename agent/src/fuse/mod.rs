@@ -8,14 +8,17 @@
 //!
 //! A FUSE filesystem with one file in it. The thread that reads requests only decodes them: a request changes threads
 //! once, and its answer goes straight from the device's thread to the kernel. FUSE and not a network block device,
-//! because it is in every kernel that runs containers; what it lacks is a life after the process that serves it.
+//! because it is in every kernel that runs containers. What it lacks is a life after the process that serves it: a filesystem
+//! ends with the last descriptor of its connection. Where somebody else has one (`crate::holder`), another process can go on
+//! with it, and the kernel asks that one again for what the first had taken and not answered (Linux 6.9).
 //!
 //! # Invariants
 //! 1. `fsync` is a flush: an answer means that everything answered before is durable. The file is not cached, so there is
 //!    nothing else that a flush could miss.
 //! 2. At most [`FUSE_IN_FLIGHT_REQUESTS_MAX`] requests are with the device and as many in the queue, each of at most
 //!    [`FUSE_REQUEST_BYTES_MAX`]; the kernel keeps the rest.
-//! 3. A request is answered by the device, or with EIO when nobody is left to ask: never left waiting.
+//! 3. A request is answered by the device, or with EIO when nobody is left to ask, or left to the process that goes on: never
+//!    left waiting without one.
 //! 4. Nothing here, nor in a process that holds this, may wait for I/O on the file or on what is built on it: killed in
 //!    the middle of that, such a process could never end. Programs that do are run as children.
 //!
@@ -28,11 +31,13 @@
 mod filesystem;
 mod mounted;
 mod serve;
+mod session;
+mod wire;
 
 pub use mounted::{FuseError, Mounted};
 
 use crate::device::IoErrorKind;
-use fuser::Errno;
+use nix::errno::Errno;
 
 /// The error number that tells a program of a failure.
 #[must_use]

@@ -2,10 +2,12 @@
 
 use super::errno;
 use super::filesystem::Job;
-use crate::device::{BlockDevice, IoError};
+use super::session::Answer;
+use super::wire;
+use crate::device::{BlockDevice, IoError, IoErrorKind};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use smallvec::smallvec;
+use smallvec::{SmallVec, smallvec};
 use std::rc::Rc;
 use tokio::sync::mpsc;
 use torus_core::format::Pieces;
@@ -29,28 +31,25 @@ pub(super) async fn serve<D: BlockDevice>(device: Rc<D>, mut jobs: mpsc::Receive
 
 async fn carry_out<D: BlockDevice>(device: &D, job: Job) {
     match job {
-        Job::Read { offset, len, reply } => match read(device, offset, len).await {
-            Ok(pieces) => match &pieces[..] {
-                [piece] => reply.data(piece),
-                pieces => reply.data(&pieces.concat()),
-            },
-            Err(error) => reply.error(told("read", &error)),
+        Job::Read { offset, len, answer } => match read(device, offset, len).await {
+            Ok(pieces) => answer.data(&pieces.iter().map(|piece| &piece[..]).collect::<SmallVec<[_; 8]>>()),
+            Err(error) => fail("read", &error, answer),
         },
-        Job::Write { offset, data, reply } => {
+        Job::Write { offset, data, answer } => {
             let len = data.len() as u32;
             match device.write(offset, smallvec![data], false).await {
-                Ok(()) => reply.written(len),
-                Err(error) => reply.error(told("write", &error)),
+                Ok(()) => answer.data(&[&wire::written(len)]),
+                Err(error) => fail("write", &error, answer),
             }
         }
-        Job::Flush { reply } => done("flush", device.flush().await, reply),
-        Job::Trim { offset, len, reply } => done("trim", device.trim(offset, len, false).await, reply),
-        Job::Zero { offset, len, no_hole, reply } => {
-            done("zero", device.write_zeroes(offset, len, no_hole, false).await, reply);
+        Job::Flush { answer } => done("flush", device.flush().await, answer),
+        Job::Trim { offset, len, answer } => done("trim", device.trim(offset, len, false).await, answer),
+        Job::Zero { offset, len, no_hole, answer } => {
+            done("zero", device.write_zeroes(offset, len, no_hole, false).await, answer);
         }
-        Job::Look(reply) => {
+        Job::Look(look, answer) => {
             let info = device.info();
-            reply.answer(info.size_bytes, info.read_only);
+            look.answer(info.size_bytes, info.read_only, answer);
         }
     }
 }
@@ -64,14 +63,17 @@ async fn read<D: BlockDevice>(device: &D, offset: u64, len: u32) -> Result<Piece
     }
 }
 
-fn done(what: &str, result: Result<(), IoError>, reply: fuser::ReplyEmpty) {
+fn done(what: &str, result: Result<(), IoError>, answer: Answer) {
     match result {
-        Ok(()) => reply.ok(),
-        Err(error) => reply.error(told(what, &error)),
+        Ok(()) => answer.done(),
+        Err(error) => fail(what, &error, answer),
     }
 }
 
-fn told(what: &str, error: &IoError) -> fuser::Errno {
+fn fail(what: &str, error: &IoError, answer: Answer) {
     tracing::debug!(what, "a request failed: {error}");
-    errno(error.kind)
+    match error.kind {
+        IoErrorKind::ShuttingDown => answer.ended(),
+        kind => answer.error(errno(kind)),
+    }
 }
