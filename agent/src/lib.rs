@@ -5,6 +5,7 @@ pub mod clock;
 pub mod device;
 pub mod fuse;
 pub mod grpc;
+pub mod holder;
 pub mod kernel_nbd;
 pub mod listen;
 pub mod metadata;

@@ -64,9 +64,23 @@ impl Drop for SocketFile {
 /// # Errors
 /// When somebody listens there, something else is there, or the system refuses.
 pub fn unix(path: &Path, mode: u32) -> Result<(UnixListener, SocketFile), ListenError> {
+    let (socket, file) = bound(path, mode, Type::STREAM)?;
+    let listener = UnixListener::from_std(socket.into()).map_err(|error| ListenError::Socket(path.into(), error))?;
+    Ok((listener, file))
+}
+
+/// The same for connections on which messages keep their borders.
+///
+/// # Errors
+/// As [`unix`].
+pub fn messages(path: &Path, mode: u32) -> Result<(Socket, SocketFile), ListenError> {
+    bound(path, mode, Type::SEQPACKET)
+}
+
+fn bound(path: &Path, mode: u32, kind: Type) -> Result<(Socket, SocketFile), ListenError> {
     let failed = |error| ListenError::Socket(path.into(), error);
     let address = SockAddr::unix(path).map_err(|_| ListenError::PathTooLong(path.into()))?;
-    let socket = Socket::new(Domain::UNIX, Type::STREAM, None).map_err(failed)?;
+    let socket = Socket::new(Domain::UNIX, kind, None).map_err(failed)?;
     socket.set_nonblocking(true).map_err(failed)?;
     // On Linux a socket's own mode, less the umask, is what its file is made with, so there is no moment at which more
     // may connect than are meant to.
@@ -75,15 +89,14 @@ pub fn unix(path: &Path, mode: u32) -> Result<(UnixListener, SocketFile), Listen
         if error.kind() != io::ErrorKind::AddrInUse {
             return Err(failed(error));
         }
-        remove_stale(path, &address)?;
+        remove_stale(path, &address, kind)?;
         socket.bind(&address).map_err(failed)?;
     }
     let inode = std::fs::symlink_metadata(path).map_err(failed)?.ino();
     let file = SocketFile { path: path.into(), inode };
     std::fs::set_permissions(path, Permissions::from_mode(mode)).map_err(failed)?;
     socket.listen(BACKLOG).map_err(failed)?;
-    let listener = UnixListener::from_std(socket.into()).map_err(failed)?;
-    Ok((listener, file))
+    Ok((socket, file))
 }
 
 /// The connections that `listener` accepts, for a gRPC server.
@@ -95,7 +108,7 @@ pub fn accepted(listener: UnixListener) -> impl Stream<Item = io::Result<UnixStr
 }
 
 /// Removes the socket file at `path` if nobody listens on it.
-fn remove_stale(path: &Path, address: &SockAddr) -> Result<(), ListenError> {
+fn remove_stale(path: &Path, address: &SockAddr, kind: Type) -> Result<(), ListenError> {
     let failed = |error| ListenError::Socket(path.into(), error);
     let found = match std::fs::symlink_metadata(path) {
         Ok(found) => found,
@@ -105,7 +118,7 @@ fn remove_stale(path: &Path, address: &SockAddr) -> Result<(), ListenError> {
     if !found.file_type().is_socket() {
         return Err(ListenError::NotASocket(path.into()));
     }
-    let probe = Socket::new(Domain::UNIX, Type::STREAM, None).map_err(failed)?;
+    let probe = Socket::new(Domain::UNIX, kind, None).map_err(failed)?;
     probe.set_nonblocking(true).map_err(failed)?;
     match probe.connect(address) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path).map_err(failed),

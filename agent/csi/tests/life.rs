@@ -89,6 +89,7 @@ impl World {
             attached_dir: self.dir.path().join("attached"),
             kubelet_dir: self.kubelet(),
             flexvolume_dir: None,
+            holder: None,
         };
         let started = self.runtime.block_on(NodePart::start(config, Arc::clone(&self.store)));
         self.node = Some(started.unwrap_or_else(|error| panic!("{}", told(&error))));

@@ -1,10 +1,12 @@
 //! Devices of the kernel that lead to a volume in this process.
 
+use super::held::Held;
 use super::record::Record;
 use super::tool::ToolError;
 use super::{NodeError, filesystem, loopdev, mounts};
 use crate::device::{BlockDevice, ReadOnly, Unaligned};
 use crate::fuse::{FuseError, Mounted};
+use crate::holder::HolderError;
 use crate::kernel_nbd::{self, Device, KernelDevice, KernelNbdError, Shape};
 use crate::nbd::{Export, ExportError, Server};
 use crate::owner::VolumeDevice;
@@ -36,7 +38,8 @@ const LOOK_PAUSE: Duration = Duration::from_millis(50);
 pub enum Kind {
     /// The kernel's nbd driver. The device outlives the process that serves it, and waits for the next one.
     Nbd,
-    /// A FUSE file with a loop device on it. Its end is the end of the process that serves it.
+    /// A FUSE file with a loop device on it. Its end is the end of the process that serves it, unless a holder keeps it for the
+    /// next one.
     Fuse,
 }
 
@@ -64,6 +67,12 @@ pub enum HostError {
     /// No loop device.
     #[error("a loop device is needed")]
     Loop(#[source] ToolError),
+    /// What the holder had is gone.
+    #[error("the device that waited for this process is gone: {0}")]
+    Gone(&'static str),
+    /// The holder does not give it.
+    #[error("the device that waits cannot be had from the holder")]
+    Holder(#[source] HolderError),
     /// A directory cannot be made.
     #[error("cannot make the directory {0}")]
     Directory(PathBuf, #[source] std::io::Error),
@@ -115,9 +124,13 @@ pub(super) struct NbdDevice {
 }
 
 pub(super) struct FuseDevice {
-    /// `None` once it is unmounted.
-    mounted: Option<Mounted>,
+    volume: VolumeId,
+    /// `None` once it is unmounted, or left.
+    mounted: Option<Box<Mounted>>,
     path: PathBuf,
+    /// Where a holder may be.
+    holder: Option<PathBuf>,
+    held: Option<Box<Held>>,
 }
 
 /// What a device is to be made from.
@@ -130,6 +143,8 @@ pub(super) struct Plan<'a> {
     pub orphan: Option<&'a Record>,
     /// How long requests wait for the next process, where the kind lets them; `None`: as long as usual.
     pub dead_time: Option<Duration>,
+    /// Where a holder may be.
+    pub holder: Option<&'a Path>,
 }
 
 impl HostDevice {
@@ -137,7 +152,11 @@ impl HostDevice {
     pub(super) async fn show(shown: Rc<Shown>, plan: Plan<'_>) -> Result<Self, HostError> {
         match plan.kind {
             Kind::Nbd => NbdDevice::show(shown, plan).await.map(Self::Nbd),
-            Kind::Fuse => FuseDevice::show(shown, plan.place).await.map(Self::Fuse),
+            Kind::Fuse => match plan.orphan {
+                Some(record) => FuseDevice::take_over(shown, &plan, record).await,
+                None => FuseDevice::show(shown, &plan).await,
+            }
+            .map(Self::Fuse),
         }
     }
 
@@ -153,10 +172,51 @@ impl HostDevice {
     pub(super) async fn grow(&mut self, size_bytes: u64) -> Result<(), HostError> {
         match self {
             Self::Nbd(NbdDevice { device: Some(device), .. }) => Ok(device.resize(size_bytes).await?),
-            Self::Fuse(FuseDevice { mounted: Some(mounted), path }) => {
+            Self::Fuse(FuseDevice { mounted: Some(mounted), path, .. }) => {
                 loopdev::grow(path, mounted.file()).await.map_err(HostError::Loop)
             }
             Self::Nbd(NbdDevice { device: None, .. }) | Self::Fuse(FuseDevice { mounted: None, .. }) => Ok(()),
+        }
+    }
+
+    /// Has the device outlive this process, where that can be. From now on nothing may do I/O on it that this process waits for.
+    pub(super) async fn hold(&mut self) {
+        if let Self::Fuse(fuse) = self
+            && fuse.held.is_none()
+            && let (Some(holder), Some(mounted)) = (&fuse.holder, &fuse.mounted)
+        {
+            match mounted.connection() {
+                Ok(Some(device)) => fuse.held = Some(Box::new(Held::begin(holder, fuse.volume, device).await)),
+                // The kernel would not ask again for what this process has taken and not answered.
+                Ok(None) => {}
+                Err(error) => tracing::warn!("cannot have {} held: {error}", fuse.path.display()),
+            }
+        }
+    }
+
+    /// Has the device end with this process again; whether it would not have.
+    pub(super) async fn release(&mut self) -> bool {
+        let held = match self {
+            Self::Fuse(FuseDevice { held, .. }) => held.take(),
+            Self::Nbd(_) => None,
+        };
+        let Some(mut held) = held else { return false };
+        if let Err(error) = held.end().await {
+            tracing::warn!("a holder may keep a device alive that is not used any more: {}", told(&error));
+        }
+        true
+    }
+
+    /// Leaves the device to the next process, if a holder has it: whether it is left.
+    pub(super) fn leave(&mut self) -> bool {
+        match self {
+            Self::Fuse(FuseDevice { held: Some(_), mounted, .. }) => {
+                if let Some(mounted) = mounted.take() {
+                    mounted.leave();
+                }
+                true
+            }
+            Self::Fuse(_) | Self::Nbd(_) => false,
         }
     }
 
@@ -167,6 +227,7 @@ impl HostDevice {
                 device.lost(server, export).await.into()
             }
             // A loop device that is taken away is not heard of; it is as good as an idle one.
+            Self::Fuse(FuseDevice { held: Some(held), .. }) => held.attend().await,
             Self::Nbd(NbdDevice { device: None, .. }) | Self::Fuse(_) => std::future::pending().await,
         }
     }
@@ -177,10 +238,11 @@ impl HostDevice {
     /// When somebody does: it is served as before.
     pub(super) async fn withdraw(&mut self, volume: &str) -> Result<(), NodeError> {
         free(self.path(), volume).await?;
+        self.release().await;
         let wrap = |source| NodeError::Device { volume: volume.into(), source };
         match self {
             Self::Nbd(nbd) => nbd.disconnect().await.map_err(|error| wrap(error.into())),
-            Self::Fuse(FuseDevice { mounted, path }) => {
+            Self::Fuse(FuseDevice { mounted, path, .. }) => {
                 if !loopdev::detach(path).await.map_err(|error| wrap(HostError::Loop(error)))? {
                     return Err(busy(volume, path, "somebody whom this process cannot see"));
                 }
@@ -196,6 +258,7 @@ impl HostDevice {
 
     /// Has every request fail from now on, as nothing will serve them again.
     pub(super) async fn fail(&mut self) {
+        self.release().await;
         match self {
             Self::Nbd(nbd) => {
                 if let Err(error) = nbd.disconnect().await {
@@ -243,19 +306,45 @@ impl NbdDevice {
 }
 
 impl FuseDevice {
-    async fn show(shown: Rc<Shown>, place: &Path) -> Result<Self, HostError> {
-        let directory = place.join("fuse");
+    async fn show(shown: Rc<Shown>, plan: &Plan<'_>) -> Result<Self, HostError> {
+        let directory = plan.place.join("fuse");
         std::fs::create_dir_all(&directory).map_err(|source| HostError::Directory(directory.clone(), source))?;
         let read_only = shown.info().read_only;
         let mounted = Mounted::mount(shown, &directory, FILE).await?;
         match loopdev::attach(mounted.file(), read_only).await {
-            Ok(path) => Ok(Self { mounted: Some(mounted), path }),
+            Ok(path) => Ok(Self {
+                volume: plan.volume,
+                mounted: Some(Box::new(mounted)),
+                path,
+                holder: plan.holder.map(Path::to_owned),
+                held: None,
+            }),
             Err(error) => {
                 // Why there is no device matters more than how its file went.
                 let _ = mounted.unmount().await;
                 Err(HostError::Loop(error))
             }
         }
+    }
+
+    /// Goes on with the device of a process that is gone, of which a holder has the connection.
+    async fn take_over(shown: Rc<Shown>, plan: &Plan<'_>, before: &Record) -> Result<Self, HostError> {
+        let holder = before.holder.as_deref().ok_or(HostError::Gone("no holder had it"))?;
+        let path = before.device.clone().filter(|device| loopdev::is_attached(device));
+        let path = path.ok_or(HostError::Gone("its loop device was detached"))?;
+        let held = Held::take(holder, plan.volume).await.map_err(HostError::Holder)?;
+        let held = held.ok_or(HostError::Gone("nobody came for it in time"))?;
+        let connection = held.device().map_err(|_| HostError::Gone("this process has no descriptor left"))?;
+        let mounted = Mounted::take_over(shown, &plan.place.join("fuse"), FILE, connection)?;
+        let holder = Some(holder.to_owned());
+        Ok(Self { volume: plan.volume, mounted: Some(Box::new(mounted)), path, holder, held: Some(Box::new(held)) })
+    }
+}
+
+impl HostError {
+    /// Whether a device that waited is known to be of no use any more.
+    pub(super) fn is_end_of_device(&self) -> bool {
+        matches!(self, Self::Gone(_) | Self::Fuse(FuseError::TakeOver(..)))
     }
 }
 
@@ -264,7 +353,17 @@ fn identifier(volume: VolumeId) -> String {
     format!("torus-{volume}")
 }
 
-/// The device that a process which is gone has left, if it waits for the next one.
+/// Whether a device that a process which is gone has left waits for the next one.
+pub(super) async fn waits(record: &Record) -> bool {
+    if orphan(record).is_some() {
+        return true;
+    }
+    let (Kind::Fuse, Some(holder), Some(device)) = (record.kind, &record.holder, &record.device) else { return false };
+    // A holder that is not there has lost what it had.
+    loopdev::is_attached(device) && matches!(Held::is_there(holder, record.volume).await, Ok(true))
+}
+
+/// The kernel NBD device that a process which is gone has left, if it waits for the next one.
 pub(super) fn orphan(record: &Record) -> Option<Device> {
     let device = Device::of_path(record.device.as_deref()?).filter(|_| record.kind == Kind::Nbd)?;
     let status = kernel_nbd::status(device).ok()??;
@@ -303,6 +402,10 @@ pub(super) async fn clear(record: &Record, place: &Path) {
         filesystem::abandon(&device.path()).await;
     }
     if record.kind == Kind::Fuse {
+        // Where there is no holder, nothing is held.
+        if let Some(holder) = &record.holder {
+            let _ = Held::release(holder, record.volume).await;
+        }
         clear_fuse(record.device.as_deref(), &place.join("fuse")).await;
     }
 }

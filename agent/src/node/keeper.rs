@@ -13,6 +13,7 @@ use crate::device::{BlockDevice, ReadOnly, Unaligned};
 use crate::metadata::VolumeInfo;
 use crate::owner::{Control, OpenVolume, OwnerConfig, OwnerStats};
 use crate::process::told;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -40,6 +41,8 @@ pub struct Wish {
     pub owner: OwnerConfig,
     /// What this process is.
     pub role: Role,
+    /// Where there may be a holder, which keeps devices that have no life of their own for the next process.
+    pub holder: Option<PathBuf>,
 }
 
 /// A volume that is attached by this process. Dropped, it ends as a crash would: the device is dead until it is detached.
@@ -52,7 +55,34 @@ pub struct Keeper {
 
 enum Ask {
     Stats(oneshot::Sender<Option<OwnerStats>>),
+    Hold(bool, oneshot::Sender<()>),
     Close(oneshot::Sender<Result<(), NodeError>>),
+    Leave(oneshot::Sender<bool>),
+}
+
+/// A way to ask a [`Keeper`] for something, beside the keeper itself.
+#[derive(Clone)]
+pub struct Holding(mpsc::Sender<Ask>);
+
+impl Holding {
+    /// Has the device outlive this process, where that can be. From then on nothing may be begun that this process waits for
+    /// and that does I/O on the device.
+    pub async fn begin(&self) {
+        self.ask(true).await;
+    }
+
+    /// Has the device end with this process again.
+    pub async fn end(&self) {
+        self.ask(false).await;
+    }
+
+    async fn ask(&self, hold: bool) {
+        let (asker, answer) = oneshot::channel();
+        // A keeper that has ended has nothing to be held.
+        if self.0.send(Ask::Hold(hold, asker)).await.is_ok() {
+            let _ = answer.await;
+        }
+    }
 }
 
 impl Keeper {
@@ -110,6 +140,25 @@ impl Keeper {
         }
     }
 
+    /// The way to have its device outlive this process, and to end that.
+    #[must_use]
+    pub fn holding(&self) -> Holding {
+        Holding(self.asks.clone())
+    }
+
+    /// Leaves the device as it is to the next process, if a holder has it: its requests wait for that one. Whether it is left. The
+    /// volume is let go, so that the next process need not wait for anything.
+    pub async fn leave(&mut self) -> bool {
+        let (asker, answer) = oneshot::channel();
+        if self.asks.send(Ask::Leave(asker)).await.is_err() || !answer.await.unwrap_or(false) {
+            return false;
+        }
+        if let Some(thread) = self.thread.take() {
+            let _ = spawn_blocking(move || thread.join()).await;
+        }
+        true
+    }
+
     /// Takes the device away, writes a checkpoint, lets the volume go, forgets the record.
     ///
     /// # Errors
@@ -153,10 +202,13 @@ impl Kept {
             }
         };
         let device = volume.device();
+        let size_bytes = device.info().size_bytes;
         let mut record = Record {
             read_only: wish.read_only,
             epoch: epoch(&volume),
-            size_bytes: device.info().size_bytes,
+            // What grew while nobody served it has still to grow here.
+            size_bytes: orphan.as_ref().filter(|_| kind == Kind::Fuse).map_or(size_bytes, |record| record.size_bytes),
+            holder: orphan.as_ref().and_then(|record| record.holder.clone()).or(wish.holder.clone()),
             keeper: KeeperProcess::here(wish.role),
             mount: orphan.as_ref().and_then(|record| record.mount.clone()),
             targets: orphan.as_ref().map(|record| record.targets.clone()).unwrap_or_default(),
@@ -167,8 +219,14 @@ impl Kept {
             // Known before it is there, so that a crash in between leaves nothing that nobody knows of.
             save(&records, orphan.as_ref().unwrap_or(&record)).await?;
             let place = records.place(info.id);
-            let plan =
-                Plan { kind, volume: info.id, place: &place, orphan: orphan.as_ref(), dead_time: wish.dead_time };
+            let plan = Plan {
+                kind,
+                volume: info.id,
+                place: &place,
+                orphan: orphan.as_ref(),
+                dead_time: wish.dead_time,
+                holder: wish.holder.as_deref(),
+            };
             HostDevice::show(shown, plan).await.map_err(wrap)
         };
         let mut host = match showing.await {
@@ -202,6 +260,21 @@ impl Kept {
                 }
                 ask = asked.recv() => match ask {
                     Some(Ask::Stats(asker)) => drop(asker.send(self.volume.stats().await)),
+                    Some(Ask::Hold(hold, asker)) => {
+                        match hold {
+                            true => self.host.hold().await,
+                            false => drop(self.host.release().await),
+                        }
+                        let _ = asker.send(());
+                    }
+                    Some(Ask::Leave(asker)) if self.host.leave() => {
+                        let left = self.let_go().await;
+                        let _ = asker.send(left);
+                        return;
+                    }
+                    Some(Ask::Leave(asker)) => {
+                        let _ = asker.send(false);
+                    }
                     Some(Ask::Close(asker)) => match self.host.withdraw(&self.record.name).await {
                         // Who asked may have given up.
                         Err(error) => drop(asker.send(Err(error))),
@@ -223,6 +296,15 @@ impl Kept {
         let _ = losing.send(Some(why));
     }
 
+    /// Lets the volume go whose device is left to the next process.
+    async fn let_go(self) -> bool {
+        let Self { volume, record, .. } = self;
+        if let Err(error) = volume.close().await {
+            tracing::warn!(volume = record.name, "not let go in order: {}", told(&error));
+        }
+        true
+    }
+
     async fn end(self) -> Result<(), NodeError> {
         let Self { records, record, volume, .. } = self;
         let closed = volume.close().await;
@@ -236,6 +318,14 @@ impl Kept {
 
     /// Passes the volume's new size on, to the device and to a filesystem that was mounted when it was attached.
     async fn grow(&mut self, size_bytes: u64) {
+        let was_held = self.host.release().await;
+        self.grow_released(size_bytes).await;
+        if was_held {
+            self.host.hold().await;
+        }
+    }
+
+    async fn grow_released(&mut self, size_bytes: u64) {
         let name = self.record.name.clone();
         if let Err(error) = self.host.grow(size_bytes).await {
             return tracing::error!(volume = name, "the device does not grow with its volume: {}", told(&error));

@@ -22,6 +22,7 @@
 //! are an old one and a new one, and the old one's device answers with errors.
 
 pub mod filesystem;
+mod held;
 mod host;
 mod keeper;
 mod loopdev;
@@ -330,7 +331,7 @@ impl Attachments {
             }
             sleep(POLL).await;
         }
-        if host::orphan(&record).is_some() {
+        if host::waits(&record).await {
             return Ok(Settled::Orphaned(record));
         }
         self.clear(&record).await?;

@@ -51,6 +51,9 @@ pub struct Record {
     /// Where else it is shown: its filesystem, or its device.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub targets: Vec<Target>,
+    /// Where a holder may have its device for the next process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holder: Option<PathBuf>,
     /// The process that serves it.
     pub keeper: KeeperProcess,
     /// Why it is served no more, if that is known.
@@ -155,6 +158,7 @@ impl Record {
             size_bytes: 0,
             mount: None,
             targets: Vec::new(),
+            holder: None,
             keeper: KeeperProcess::here(role),
             lost: None,
             since_unix_s: now.map_or(0, |now| now.as_secs()),

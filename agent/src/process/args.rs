@@ -103,6 +103,15 @@ pub struct Args {
         help_heading = "Volumes on this host"
     )]
     pub node_socket: PathBuf,
+    /// Role node: torus-holder keeps devices of FUSE files there, for the next agent; where none listens, they end with this one
+    #[arg(
+        long,
+        env = "TORUS_HOLDER_SOCKET",
+        value_name = "PATH",
+        default_value = crate::holder::SOCKET,
+        help_heading = "Volumes on this host"
+    )]
+    pub holder_socket: PathBuf,
     /// Role node: write down here what is attached on this host
     #[arg(
         long,
@@ -249,6 +258,7 @@ impl Args {
             attached_dir: std::path::absolute(&self.attached_dir).unwrap_or_else(|_| self.attached_dir.clone()),
             kubelet_dir: self.kubelet_dir.clone(),
             flexvolume_dir: self.flexvolume_dir.clone(),
+            holder: Some(self.holder_socket.clone()),
         })
     }
 

@@ -152,6 +152,8 @@ pub struct NodeConfig {
     pub kubelet_dir: PathBuf,
     /// Where the FlexVolume driver is installed, if it is.
     pub flexvolume_dir: Option<PathBuf>,
+    /// Where there may be a holder, which keeps devices for the next agent.
+    pub holder: Option<PathBuf>,
 }
 
 impl Config {

@@ -51,6 +51,7 @@ impl NodePart {
                     domain: config.domain,
                     attached_dir: config.attached_dir,
                     kubelet_dir: config.kubelet_dir,
+                    holder: config.holder,
                 };
                 let served = async {
                     let service = NodeService::start(settings, control).await?;

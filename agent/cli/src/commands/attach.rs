@@ -418,6 +418,7 @@ impl Keeping {
                 read_only: args.read_only,
                 owner: OwnerConfig { force: args.fence, ..OwnerConfig::new() },
                 role: Role::Background,
+                holder: None,
             };
             Ok::<_, Failure>((Keeper::start(records, side, info, wish).await?, terminate))
         })?;

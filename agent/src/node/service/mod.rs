@@ -31,12 +31,16 @@ use crate::grpc::Failure;
 use crate::metadata::{NodesError, VolumeError, VolumeInfo, find_volume, load_cluster, register_node};
 use crate::owner::{Control, OwnerConfig};
 use crate::process::told;
+use futures::stream::{self, StreamExt};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tonic::Code;
 use torus_core::ids::{ClusterId, VolumeId};
 use torus_core::meta::docs::NodeDoc;
+
+/// Volumes that are seen to at once when the service starts or stops.
+const AT_ONCE: usize = 8;
 
 /// What a node service is told.
 #[derive(Clone, Debug)]
@@ -49,6 +53,8 @@ pub struct Settings {
     pub attached_dir: PathBuf,
     /// The only directory below which anything is mounted.
     pub kubelet_dir: PathBuf,
+    /// Where there may be a holder, which keeps devices for the next agent.
+    pub holder: Option<PathBuf>,
 }
 
 /// Why there is no node service.
@@ -176,15 +182,26 @@ impl NodeService {
         };
         let _right = attachments.lock(info.id).await?;
         let (mut record, is_new) = self.device(info, read_only, false).await?;
-        if let Some(wanted) = &mut wanted
-            && let Err(failure) = self.mount_staged(&mut record, wanted).await
-        {
+        let holding = self.keepers().get(&info.id).map(Keeper::holding);
+        let mounted = match (&mut wanted, &holding) {
+            (Some(wanted), Some(holding)) => {
+                holding.end().await;
+                self.mount_staged(&mut record, wanted).await
+            }
+            _ => Ok(()),
+        };
+        if let Err(failure) = mounted {
             let begun = if is_new { self.keepers().remove(&info.id) } else { None };
             if let Some(mut keeper) = begun {
                 // Nothing is left of a call that failed; why it did matters more than how that went.
                 let _ = keeper.close().await;
+            } else if let Some(holding) = &holding {
+                holding.begin().await;
             }
             return Err(failure);
+        }
+        if let Some(holding) = &holding {
+            holding.begin().await;
         }
         Ok(record)
     }
@@ -230,8 +247,25 @@ impl NodeService {
         let force = gone || info.published.is_some() || before.is_some_and(|record| record.is_of_owner(info));
         let mut owner = OwnerConfig { force, ..OwnerConfig::new() };
         owner.holder.host.clone_from(&settings.node);
-        let wish = Wish { kind: None, dead_time: None, read_only, owner, role: Role::Agent };
-        let keeper = Keeper::start(attachments.records().clone(), control.clone(), info.clone(), wish).await?;
+        let holder = settings.holder.clone();
+        let wish = Wish { kind: None, dead_time: None, read_only, owner, role: Role::Agent, holder };
+        let keeper = match Keeper::start(attachments.records().clone(), control.clone(), info.clone(), wish).await {
+            Ok(keeper) => keeper,
+            Err(NodeError::Device { volume, source }) if source.is_end_of_device() => {
+                // It waits for nobody any more. What is left of it is removed, and the next call begins anew.
+                if let Some(record) = attachments.records().load(info.id)? {
+                    attachments.clear(&record).await?;
+                }
+                return Err(Failure::Refused(
+                    Code::Unavailable,
+                    format!(
+                        "the device of volume {volume:?} could not be taken over, and was removed ({}): try again",
+                        told(&source)
+                    ),
+                ));
+            }
+            Err(error) => return Err(error.into()),
+        };
         let record = keeper.record().clone();
         self.keepers().insert(info.id, keeper);
         Ok((record, is_new))
@@ -304,6 +338,8 @@ impl NodeService {
         let Some(mut keeper) = keeper else {
             return Err(NodeError::OfAnAgent { volume: record.name, pid: record.keeper.pid }.into());
         };
+        let holding = keeper.holding();
+        holding.end().await;
         let closed = match attachments.unmount(&mut record).await {
             Ok(()) => keeper.close().await,
             Err(error) => Err(error),
@@ -313,6 +349,7 @@ impl NodeService {
             Err(NodeError::Owner(error)) => tracing::warn!(volume = record.name, "let go: {error}"),
             Err(error) => {
                 self.keepers().insert(id, keeper);
+                holding.begin().await;
                 return Err(error.into());
             }
             Ok(()) => {}
@@ -369,21 +406,28 @@ impl NodeService {
         })
     }
 
-    /// Lets everything go that nobody uses, and has the kernel write what it holds back of the rest: its devices end with
-    /// this process.
+    /// Leaves what pods use to the next agent, where a holder keeps it. Of the rest, lets everything go that nobody uses, and has
+    /// the kernel write back what it holds of what is used: those devices end with this process.
     pub async fn stop(&self) {
-        for record in self.0.attachments.records().all().unwrap_or_default() {
-            let keeper = self.keepers().remove(&record.volume);
-            let Some(mut keeper) = keeper else { continue };
-            if let Some(mount) = &record.mount
-                && let Err(error) = filesystem::sync(&mount.directory).await
-            {
-                tracing::error!(volume = record.name, "{}", told(&error));
-            }
-            match keeper.close().await {
-                Ok(()) => tracing::info!(volume = record.name, "let go"),
-                Err(error) => tracing::warn!(volume = record.name, "not let go: {}", told(&error)),
-            }
+        let records = self.0.attachments.records().all().unwrap_or_default();
+        stream::iter(records).for_each_concurrent(AT_ONCE, |record| self.stop_one(record)).await;
+    }
+
+    async fn stop_one(&self, record: Record) {
+        let keeper = self.keepers().remove(&record.volume);
+        let Some(mut keeper) = keeper else { return };
+        let is_used = record.mount.is_some() || !record.targets.is_empty();
+        if is_used && keeper.leave().await {
+            return tracing::info!(volume = record.name, "left to the next agent of this host");
+        }
+        if let Some(mount) = &record.mount
+            && let Err(error) = filesystem::sync(&mount.directory).await
+        {
+            tracing::error!(volume = record.name, "{}", told(&error));
+        }
+        match keeper.close().await {
+            Ok(()) => tracing::info!(volume = record.name, "let go"),
+            Err(error) => tracing::warn!(volume = record.name, "not let go: {}", told(&error)),
         }
     }
 

@@ -1,45 +1,88 @@
 //! What an earlier process of this host had attached, attached again.
 //!
-//! A kernel NBD device lives on, and is taken over. With FUSE + loop, a device dies with the process that served it: whoever has it open gets errors, and what was not synced
-//! is lost as in a power cut. What can be done is done here: dead devices are removed, the volumes are attached again, and
-//! mounted again at all their places. A pod's containers see the new mount when they are started again, which a program
-//! that gets I/O errors brings about by ending. Until then, the volume's condition says what happened.
+//! A kernel NBD device lives on and is taken over, and so is a FUSE file whose connection a holder has: those who use it see a
+//! pause, and no error. Until that has worked it is tried again, as long as the device waits.
+//!
+//! Without a holder, the device of a FUSE file dies with the process that served it: whoever has it open gets errors, and what
+//! was not synced is lost as in a power cut. What can be done is done here: dead devices are removed, the volumes are attached
+//! again, and mounted again at all their places. A pod's containers see the new mount when they are started again, which a
+//! program that gets I/O errors brings about by ending. Until then, the volume's condition says what happened.
 
-use super::{Inner, NodeService};
+use super::{AT_ONCE, Inner, NodeService};
 use crate::grpc::Failure;
 use crate::metadata::load_volume;
 use crate::node::filesystem::Wanted;
-use crate::node::{NodeError, Record, Role, Settled};
+use crate::node::host::waits;
+use crate::node::{Keeper, NodeError, Record, Role, Settled};
 use crate::process::told;
+use futures::stream::{self, StreamExt};
+use std::time::Duration;
+use tokio::time::sleep;
 use tonic::Code;
 
+/// How long is waited before a device is taken over that could not be.
+const RETRY: Duration = Duration::from_secs(2);
+
 impl NodeService {
-    /// Sees to every record of an agent that is gone. What fails is logged, and told as the volume's condition.
+    /// Sees to every record of an agent that is gone. What fails is logged, told as the volume's condition, and tried again if its
+    /// device waits.
     pub(super) async fn restore_all(&self) {
-        let attachments = &self.0.attachments;
-        let all = match attachments.list() {
+        let all = match self.0.attachments.list() {
             Ok(all) => all,
             Err(error) => return tracing::error!("cannot tell what was attached here: {}", told(&error)),
         };
-        for found in all.into_iter().filter(|found| !found.served && found.record.keeper.role == Role::Agent) {
-            let (this, record) = (self.clone(), found.record);
-            let (id, name) = (record.volume, record.name.clone());
-            let restored = self.alone(id, async move { this.restore(record).await }).await;
-            let remark = match restored {
-                Ok(Restored::TakenOver) => continue,
-                Ok(Restored::Anew) => format!(
-                    "the agent of this node was started again, and with it the device of volume {name:?}: containers that \
-                     began before get I/O errors, and have to be started again"
-                ),
-                Err(failure) => format!(
-                    "the agent of this node was started again, and volume {name:?} could not be attached again: {}. Delete \
-                     the pods that use it: they get it anew",
+        let orphans = all.into_iter().filter(|found| !found.served && found.record.keeper.role == Role::Agent);
+        stream::iter(orphans).for_each_concurrent(AT_ONCE, |found| self.restore_one(found.record)).await;
+    }
+
+    async fn restore_one(&self, record: Record) {
+        let (id, name) = (record.volume, record.name.clone());
+        let remark = match self.try_restore(record.clone()).await {
+            Ok(Restored::TakenOver) => return,
+            Ok(Restored::Anew) => format!(
+                "the agent of this node was started again, and with it the device of volume {name:?}: containers that \
+                 began before get I/O errors, and have to be started again"
+            ),
+            Err(failure) if waits(&record).await => {
+                let this = self.clone();
+                tokio::spawn(async move { this.restore_later(record).await });
+                format!(
+                    "the agent of this node was started again, and volume {name:?} waits for it, as it could not be opened \
+                     yet: {}",
                     told(&failure)
-                ),
-            };
-            tracing::warn!("{remark}");
-            self.remarks().insert(id, remark);
+                )
+            }
+            Err(failure) => format!(
+                "the agent of this node was started again, and volume {name:?} could not be attached again: {}. Delete \
+                 the pods that use it: they get it anew",
+                told(&failure)
+            ),
+        };
+        tracing::warn!("{remark}");
+        self.remarks().insert(id, remark);
+    }
+
+    /// Tries again to take a device over that waits, until it has been, or does not wait any more.
+    async fn restore_later(&self, record: Record) {
+        let id = record.volume;
+        loop {
+            sleep(RETRY).await;
+            let still = self.0.attachments.records().load(id).ok().flatten();
+            let served = self.keepers().contains_key(&id);
+            if served || still.is_none() || !waits(&record).await {
+                break;
+            }
+            match self.try_restore(record.clone()).await {
+                Ok(_) => break,
+                Err(failure) => tracing::debug!(volume = record.name, "not taken over yet: {}", told(&failure)),
+            }
         }
+        self.remarks().remove(&id);
+    }
+
+    async fn try_restore(&self, record: Record) -> Result<Restored, Failure> {
+        let this = self.clone();
+        self.alone(record.volume, async move { this.restore(record).await }).await
     }
 
     async fn restore(&self, before: Record) -> Result<Restored, Failure> {
@@ -65,6 +108,7 @@ impl NodeService {
         let orphaned = matches!(attachments.settle(id).await?, Settled::Orphaned(_));
         let (mut record, _) = self.device(&info, before.read_only, before.is_of_owner(&info)).await?;
         if orphaned {
+            tracing::info!(volume = record.name, "taken over: those who use it have seen a pause");
             return Ok(Restored::TakenOver);
         }
         let device = record.device.clone().ok_or(NodeError::Ended)?;
@@ -85,6 +129,10 @@ impl NodeService {
             if places.look(&target.path)?.is_some() {
                 self.bind(&mut record, source, target).await?;
             }
+        }
+        let holding = self.keepers().get(&id).map(Keeper::holding);
+        if let Some(holding) = holding {
+            holding.begin().await;
         }
         Ok(Restored::Anew)
     }

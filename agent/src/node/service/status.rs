@@ -3,7 +3,8 @@
 use super::{Inner, NodeService};
 use crate::grpc::Failure;
 use crate::metadata::load_volume;
-use crate::node::{Record, filesystem, mounts};
+use crate::node::{Keeper, Record, filesystem, mounts};
+use crate::process::told;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::task::spawn_blocking;
@@ -50,7 +51,8 @@ impl NodeService {
     /// When it is not attached here, or `path` is none of its places.
     pub async fn standing(&self, volume: &str, path: Option<&str>) -> Result<Standing, Failure> {
         let Inner { attachments, places, .. } = &*self.0;
-        let path = path.map(|path| places.of(path)).transpose()?;
+        // At a path that is nowhere, no volume is.
+        let path = path.map(|path| places.of(path)).transpose().map_err(|error| Failure::not_found(told(&error)))?;
         let none = || Failure::not_found(format!("volume {:.64} is not attached on this host", format!("{volume:?}")));
         let found = attachments.find(volume)?.ok_or_else(none)?;
         let record = found.record;
@@ -122,7 +124,14 @@ impl NodeService {
         if let (Some(device), Some(mount)) = (&record.device, &record.mount)
             && !record.read_only
         {
+            let holding = self.keepers().get(&volume).map(Keeper::holding);
+            if let Some(holding) = &holding {
+                holding.end().await;
+            }
             let grown = filesystem::grow(device, mount.filesystem, &mount.directory).await;
+            if let Some(holding) = &holding {
+                holding.begin().await;
+            }
             grown.map_err(|error| {
                 Failure::not_now(format!(
                     "the device of volume {:?} has grown, and its filesystem will when it is mounted next: {error}",

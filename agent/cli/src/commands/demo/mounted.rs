@@ -107,7 +107,14 @@ impl<'a> Mounted<'a> {
         directory: &Path,
     ) -> Result<Self, Failure> {
         let attachments = Attachments::at(dir.join("attached"));
-        let wish = Wish { kind: None, dead_time: None, read_only: false, owner: OwnerConfig::new(), role: Role::Agent };
+        let wish = Wish {
+            kind: None,
+            dead_time: None,
+            read_only: false,
+            owner: OwnerConfig::new(),
+            role: Role::Agent,
+            holder: None,
+        };
         runtime.block_on(async {
             let _right = attachments.lock(volume.id).await?;
             let records = attachments.records().clone();
