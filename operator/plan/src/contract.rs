@@ -9,6 +9,7 @@
 //! |---|---|
 //! | storage agent, one for each ordinal | `agent` (roles storage and node), `csi-node` |
 //! | node plugin, on nodes without a storage agent | `agent` (role node), `csi-node` |
+//! | holder, on every node | `holder` |
 //! | CSI controller | `csi-controller`, and the stock `provisioner`, `attacher`, `resizer` |
 //! | managed etcd | `etcd` |
 //!
@@ -27,6 +28,8 @@ pub const PARAMETER_MIN_REPLICAS: &str = "minReplicas";
 pub const PROGRAM_AGENT: &str = "torus-agent";
 /// The CSI services: `torus-csi node …` and `torus-csi controller …`.
 pub const PROGRAM_CSI: &str = "torus-csi";
+/// What keeps devices alive while an agent is replaced.
+pub const PROGRAM_HOLDER: &str = "torus-holder";
 /// Managed etcd's program, in the image of the cluster.
 pub const PROGRAM_ETCD: &str = "etcd";
 
@@ -45,6 +48,8 @@ pub const FLAG_ATTACHED_DIR: &str = "--attached-dir";
 pub const FLAG_KUBELET_DIR: &str = "--kubelet-dir";
 /// Flag of the agent in role node: put the FlexVolume driver here.
 pub const FLAG_FLEX_VOLUME_DIR: &str = "--flexvolume-dir";
+/// Flag of the holder: serve agents on this socket; of the agent in role node: where to find it.
+pub const FLAG_HOLDER_SOCKET: &str = "--holder-socket";
 /// Flag of `torus-csi`: serve CSI on this socket.
 pub const FLAG_CSI_SOCKET: &str = "--csi-socket";
 /// Flag of `torus-csi node`: where the kubelet looks for plugins' sockets.
@@ -62,6 +67,8 @@ pub const ATTACHED_DIR: &str = "/var/lib/torus/attached";
 pub const RUN_DIR: &str = "/run/torus";
 /// The node service.
 pub const NODE_SOCKET: &str = "/run/torus/node.sock";
+/// The holder.
+pub const HOLDER_SOCKET: &str = "/run/torus/holder.sock";
 /// The CSI controller's socket, shared with its sidecars.
 pub const CONTROLLER_SOCKET: &str = "/csi/csi.sock";
 /// Where the ConfigMap with [`CONFIG_FILE`] is mounted.

@@ -251,6 +251,8 @@ fn workloads(source: &Source<'_>, seen: &Observed, desired: &mut Vec<Object>) {
     desired.push(objects::disruption_budget(source, is_redundant));
     let agents = objects::agents(source);
     if seen.cluster().is_some() || seen.objects.contains_key(&agents.key) {
+        // Before the agents, which hand their devices to it.
+        desired.push(objects::holder(source));
         desired.push(agents);
         desired.push(objects::driver(source));
         if spec.node_plugin.enabled {

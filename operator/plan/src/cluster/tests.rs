@@ -209,6 +209,7 @@ fn every_kind_of_cluster_comes_to_rest_and_stays_there() {
         assert_eq!(labelled, agents);
         let has = |kind, name| world.seen.object(kind, "torus-system", name).is_some();
         assert_eq!(has(Kind::DaemonSet, "main-node"), spec.node_plugin.enabled);
+        assert!(has(Kind::DaemonSet, "main-holder"), "agents have volumes attached, whatever there is beside them");
         assert!(has(Kind::StorageClass, "torus") && has(Kind::CsiDriver, "csi.torus.storage"));
     }
 }

@@ -11,12 +11,14 @@
 mod agents;
 mod csi;
 mod etcd;
+mod holder;
 mod node;
 mod pod;
 
 pub use agents::{agent_config, agent_service, agents, disruption_budget, domains};
 pub use csi::{controller, driver, storage_class};
 pub use etcd::{CLIENT_PORT, etcd_config, etcd_disruption_budget, etcd_member, etcd_service, member_name};
+pub use holder::holder;
 pub use node::node_plugin;
 
 use crate::contract::{ANNOTATION_APPLIED, LABEL_CLUSTER, LABEL_COMPONENT, LABEL_MANAGED_BY, MANAGED_BY};

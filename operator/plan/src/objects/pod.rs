@@ -108,6 +108,7 @@ pub fn agent_container(source: &Source<'_>, roles: &str, shape: &PodShape, more:
         format!("--http-address=$(POD_IP):{}", network.http_port),
         format!("{FLAG_NODE_NAME}=$(NODE_NAME)"),
         format!("{FLAG_NODE_SOCKET}={NODE_SOCKET}"),
+        format!("{FLAG_HOLDER_SOCKET}={HOLDER_SOCKET}"),
         format!("{FLAG_ATTACHED_DIR}={ATTACHED_DIR}"),
         format!("{FLAG_KUBELET_DIR}={}", source.spec.node_plugin.kubelet_dir),
     ];
@@ -117,11 +118,12 @@ pub fn agent_container(source: &Source<'_>, roles: &str, shape: &PodShape, more:
     args.extend(more.args);
     let mut mounts = vec![
         read_only("config", CONFIG_DIR),
-        mount("attached", ATTACHED_DIR),
+        shared("attached", ATTACHED_DIR),
         mount("run", RUN_DIR),
         mount("dev", "/dev"),
         read_only("modules", "/lib/modules"),
-        kubelet_mount(source),
+        // What is mounted there must be seen by the kubelet and by pods.
+        shared("kubelet", &source.spec.node_plugin.kubelet_dir),
     ];
     if let Some(directory) = &source.spec.node_plugin.flex_volume_dir {
         mounts.push(mount("flexvolume", directory));
@@ -167,11 +169,11 @@ pub struct AgentParts {
     pub env: Vec<Value>,
 }
 
-/// The kubelet's directory: what is mounted there must be seen by the kubelet and by pods.
-fn kubelet_mount(source: &Source<'_>) -> Value {
-    let mut kubelet = mount("kubelet", &source.spec.node_plugin.kubelet_dir);
-    kubelet["mountPropagation"] = json!("Bidirectional");
-    kubelet
+/// A mount in which mounts are made that outlive the container, for the host and for whoever runs there next.
+fn shared(name: &str, path: &str) -> Value {
+    let mut mount = mount(name, path);
+    mount["mountPropagation"] = json!("Bidirectional");
+    mount
 }
 
 /// The container that serves CSI on a node. It mounts nothing itself: the agent does.

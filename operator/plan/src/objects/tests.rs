@@ -53,6 +53,7 @@ fn all(spec: &TorusClusterSpec) -> Vec<Object> {
         disruption_budget(&source, true),
         agents(&source),
         node_plugin(&source),
+        holder(&source),
         controller(&source),
         driver(&source),
         storage_class(&source),
