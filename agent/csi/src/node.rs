@@ -101,7 +101,6 @@ fn required<'a>(what: &str, text: &'a str) -> Result<&'a str, Status> {
 
 /// The volume of a handle, which is its id and nothing else: the agent would take a name as well.
 fn volume(handle: String) -> Result<String, Status> {
-    required("volume's id", &handle)?;
     match handle.parse::<VolumeId>() {
         Ok(_) => Ok(handle),
         Err(_) => {
@@ -122,9 +121,10 @@ impl Node for Plugin {
         request: Request<NodeStageVolumeRequest>,
     ) -> Result<Response<NodeStageVolumeResponse>, Status> {
         let asked = request.into_inner();
-        let volume_id = volume(asked.volume_id)?;
+        required("volume's id", &asked.volume_id)?;
         required("staging target path", &asked.staging_target_path)?;
         let access = Access::read(asked.volume_capability.as_ref())?;
+        let volume_id = volume(asked.volume_id)?;
         let (directory, filesystem, mount_flags) = match access.shape {
             Shape::Block => Default::default(),
             Shape::Mount { filesystem, flags } => (asked.staging_target_path, filesystem, flags),
@@ -147,6 +147,7 @@ impl Node for Plugin {
         request: Request<NodeUnstageVolumeRequest>,
     ) -> Result<Response<NodeUnstageVolumeResponse>, Status> {
         let asked = request.into_inner();
+        required("volume's id", &asked.volume_id)?;
         required("staging target path", &asked.staging_target_path)?;
         let volume_id = match volume(asked.volume_id) {
             // What no volume has was never staged.
@@ -163,10 +164,11 @@ impl Node for Plugin {
         request: Request<NodePublishVolumeRequest>,
     ) -> Result<Response<NodePublishVolumeResponse>, Status> {
         let asked = request.into_inner();
-        let volume_id = volume(asked.volume_id)?;
+        required("volume's id", &asked.volume_id)?;
         required("target path", &asked.target_path)?;
         let access = Access::read(asked.volume_capability.as_ref())?;
         required("staging target path", &asked.staging_target_path)?;
+        let volume_id = volume(asked.volume_id)?;
         let mount = MountRequest {
             volume_id,
             staging: if access.shape == Shape::Block { String::new() } else { asked.staging_target_path },
@@ -183,8 +185,9 @@ impl Node for Plugin {
         request: Request<NodeUnpublishVolumeRequest>,
     ) -> Result<Response<NodeUnpublishVolumeResponse>, Status> {
         let asked = request.into_inner();
-        let volume_id = volume(asked.volume_id)?;
+        required("volume's id", &asked.volume_id)?;
         required("target path", &asked.target_path)?;
+        let volume_id = volume(asked.volume_id)?;
         let unmount = UnmountRequest { volume_id, target: asked.target_path };
         self.agent().unmount(unmount).await.map_err(|status| self.failed(status))?;
         Ok(Response::new(NodeUnpublishVolumeResponse {}))
@@ -195,8 +198,9 @@ impl Node for Plugin {
         request: Request<NodeGetVolumeStatsRequest>,
     ) -> Result<Response<NodeGetVolumeStatsResponse>, Status> {
         let asked = request.into_inner();
-        let volume_id = volume(asked.volume_id)?;
+        required("volume's id", &asked.volume_id)?;
         required("volume path", &asked.volume_path)?;
+        let volume_id = volume(asked.volume_id)?;
         let question = StatusRequest { volume: volume_id, path: asked.volume_path };
         let found = self.agent().status(question).await.map_err(|status| self.failed(status))?.into_inner();
         let usage = match found.usage {
@@ -231,8 +235,9 @@ impl Node for Plugin {
         request: Request<NodeExpandVolumeRequest>,
     ) -> Result<Response<NodeExpandVolumeResponse>, Status> {
         let asked = request.into_inner();
-        let volume_id = volume(asked.volume_id)?;
+        required("volume's id", &asked.volume_id)?;
         required("volume path", &asked.volume_path)?;
+        let volume_id = volume(asked.volume_id)?;
         let grow = GrowRequest { volume_id, path: asked.volume_path };
         let grown = self.agent().grow(grow).await.map_err(|status| self.failed(status))?.into_inner();
         Ok(Response::new(NodeExpandVolumeResponse { capacity_bytes: number(grown.size_bytes) }))

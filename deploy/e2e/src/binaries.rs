@@ -8,8 +8,8 @@ use std::process::{Command, Stdio};
 ///
 /// Asked of cargo itself, so it is right wherever the target directory is, and never an old build.
 pub fn build<const N: usize>(profile: &str, programs: [&str; N]) -> Result<[PathBuf; N]> {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["build", "--workspace", "--message-format=json-render-diagnostics", "--profile", profile]);
+    let mut cargo = cargo(profile);
+    cargo.arg("--workspace");
     for program in programs {
         cargo.args(["--bin", program]);
     }
@@ -18,6 +18,12 @@ pub fn build<const N: usize>(profile: &str, programs: [&str; N]) -> Result<[Path
         // whoever runs this: without it cargo would build many of them a second time.
         cargo.args(["--test", "takeover"]);
     }
+    built(cargo, programs)
+}
+
+fn cargo(profile: &str) -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(["build", "--message-format=json-render-diagnostics", "--profile", profile]);
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let here = std::env::var_os("CARGO_MANIFEST_DIR").map_or(here.to_path_buf(), PathBuf::from);
     // What cargo set for this process would make build scripts of dependencies run again, and all above them.
@@ -27,8 +33,13 @@ pub fn build<const N: usize>(profile: &str, programs: [&str; N]) -> Result<[Path
             cargo.env_remove(name);
         }
     }
-    let output = cargo.current_dir(here).stdin(Stdio::null()).stderr(Stdio::inherit()).output();
-    let output = output.context("cannot run cargo build")?;
+    cargo.current_dir(here).stdin(Stdio::null()).stderr(Stdio::inherit());
+    cargo
+}
+
+/// Has cargo build; where `programs` are.
+fn built<const N: usize>(mut cargo: Command, programs: [&str; N]) -> Result<[PathBuf; N]> {
+    let output = cargo.output().context("cannot run cargo build")?;
     if !output.status.success() {
         bail!("cargo build of {} failed", programs.join(", "));
     }
@@ -39,6 +50,19 @@ pub fn build<const N: usize>(profile: &str, programs: [&str; N]) -> Result<[Path
         paths.push(path.with_context(|| format!("cargo built {program} but does not say where"))?);
     }
     paths.try_into().ok().context("cargo built something else")
+}
+
+/// Builds `program`, linked with everything it needs, so that it runs on any host; where it is.
+///
+/// For a target that is named, as otherwise build scripts and macros would be linked in that way too. The C library has to be
+/// there as an archive (on Debian: libc6-dev).
+pub fn build_static(profile: &str, program: &str) -> Result<PathBuf> {
+    let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let mut cargo = cargo(profile);
+    cargo.args(["--package", program, "--bin", program, "--target", &target]);
+    cargo.env("RUSTFLAGS", "-C target-feature=+crt-static").env_remove("CARGO_ENCODED_RUSTFLAGS");
+    let [path] = built(cargo, [program])?;
+    Ok(path)
 }
 
 /// The path in one of cargo's messages, if it is about the binary `program`.

@@ -1,0 +1,234 @@
+//! Agents of role `node` that are killed, stopped and replaced while volumes are mounted and written to, with FUSE and loop
+//! devices: what those who use a volume see of it.
+//!
+//! With a holder on the host, a pause. Without one, errors; but no hang, and everything that was synced is there when the volume
+//! is attached again.
+
+use anyhow::{Context, Result, ensure};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+use torus_e2e::cluster::{Cluster, Options};
+use torus_e2e::flexvolume::Driver;
+use torus_e2e::load::fsx::Fsx;
+use torus_e2e::load::{LoadError, fsstress};
+use torus_e2e::node::Host;
+use torus_e2e::process::until;
+
+/// For how long there is load before, and after, an agent goes.
+const LOAD: Duration = Duration::from_secs(2);
+/// How long the load may take to notice that its disk is gone.
+const NOTICED: Duration = Duration::from_secs(60);
+/// How long a new agent may take until a device works again.
+const BACK: Duration = Duration::from_secs(60);
+
+struct Bed {
+    driver: Driver,
+    host: Host,
+    // Dropped last: the others live in its directory.
+    cluster: Cluster,
+}
+
+impl Bed {
+    fn new() -> Result<Option<Self>> {
+        if let Some(why) = Host::impossible() {
+            eprintln!("skipped: {why}");
+            return Ok(None);
+        }
+        let options = Options {
+            agents: 2,
+            disk_size: "2GiB".into(),
+            extent_size: "4MiB".into(),
+            agent_flags: ["--fill", "reserve", "--buffered-io"].map(str::to_owned).into(),
+            profile: "dev".into(),
+            ..Options::default()
+        };
+        let cluster = Cluster::start(options)?;
+        let host = Host::start(&cluster, &[])?;
+        let driver = Driver::build(&host.path("node.sock"))?;
+        Ok(Some(Self { driver, host, cluster }))
+    }
+
+    /// Makes a volume and mounts it as a kubelet has it done.
+    fn mount(&self, volume: &str, kind: &str) -> Result<PathBuf> {
+        self.cluster.torusctl(["volume", "create", volume, "512MiB"])?;
+        let directory = self.host.path("kubelet").join(volume);
+        self.driver.mount(&directory, volume, kind)?;
+        Ok(directory)
+    }
+
+    fn unmount(&self, volume: &str) -> Result<()> {
+        self.driver.unmount(&self.host.path("kubelet").join(volume))
+    }
+
+    fn is_abnormal(&self, volume: &str) -> Result<bool> {
+        let record = fs::read_to_string(self.host.path("attached").join(self.id(volume)?).join("record.json"))?;
+        let record: serde_json::Value = serde_json::from_str(&record)?;
+        Ok(!record["lost"].is_null())
+    }
+
+    fn id(&self, volume: &str) -> Result<String> {
+        let info = self.cluster.torusctl_json(["volume", "info", volume])?;
+        Ok(info["id"].as_str().context("a volume has an id")?.to_owned())
+    }
+}
+
+fn load(fsx: &mut Fsx) -> Result<Duration> {
+    let started = Instant::now();
+    let mut longest = Duration::ZERO;
+    while started.elapsed() < LOAD {
+        let step = Instant::now();
+        fsx.step()?;
+        longest = longest.max(step.elapsed());
+    }
+    Ok(longest)
+}
+
+#[test]
+fn an_agent_is_replaced_and_nobody_sees_an_error() -> Result<()> {
+    let Some(mut bed) = Bed::new()? else { return Ok(()) };
+    bed.host.start_holder(300)?;
+    for kind in ["ext4", "xfs"] {
+        let mount = bed.mount(kind, kind)?;
+        let stress = fsstress::start(&mount, 2, 1)?;
+        let mut fsx = Fsx::create(&mount.join("fsx"), 7)?;
+        load(&mut fsx)?;
+        for round in 0..3 {
+            match round {
+                0 | 2 => bed.host.kill_agent()?,
+                _ => bed.host.stop_agent()?,
+            }
+            bed.host.start_agent()?;
+            let longest = load(&mut fsx)?;
+            println!("{kind}, round {round}: the longest operation afterwards took {longest:?}");
+        }
+        let trees = stress.stop();
+        fsx.check()?;
+        for (tree, result) in trees {
+            result?;
+            tree.check()?;
+        }
+        fsx.close();
+        ensure!(!bed.is_abnormal(kind)?, "the volume's record says that it was lost");
+        bed.unmount(kind)?;
+        // From the disks of the agents, and not from the kernel's memory.
+        bed.driver.mount(&mount, kind, kind)?;
+        fsx.check()?;
+        bed.unmount(kind)?;
+    }
+    bed.host.must_be_bare()
+}
+
+#[test]
+fn a_volume_that_grows_while_no_agent_runs_has_grown_afterwards() -> Result<()> {
+    let Some(mut bed) = Bed::new()? else { return Ok(()) };
+    bed.host.start_holder(300)?;
+    let mount = bed.mount("grows", "xfs")?;
+    let blocks = || -> Result<u64> { Ok(nix::sys::statvfs::statvfs(&mount)?.blocks()) };
+    let before = blocks()?;
+    bed.host.kill_agent()?;
+    bed.cluster.torusctl(["volume", "resize", "grows", "1GiB"])?;
+    bed.host.start_agent()?;
+    until("the filesystem has grown", BACK, || Ok(blocks()? > before * 3 / 2))?;
+    bed.unmount("grows")?;
+    bed.host.must_be_bare()
+}
+
+#[test]
+fn a_holder_is_replaced_before_the_agent_is() -> Result<()> {
+    let Some(mut bed) = Bed::new()? else { return Ok(()) };
+    // One that comes after the volume was mounted.
+    let mount = bed.mount("late", "ext4")?;
+    bed.host.start_holder(300)?;
+    let held = |bed: &Bed| -> Result<usize> {
+        let holder = bed.host.holder.as_ref().context("there is a holder")?;
+        let log = fs::read_to_string(holder.log())?;
+        Ok(log.matches("keeping ").count())
+    };
+    until("the holder has the device", BACK, || Ok(held(&bed)? == 1))?;
+    // And one in the place of that one.
+    bed.host.start_holder(300)?;
+    until("the next holder has the device", BACK, || Ok(held(&bed)? == 2))?;
+    let mut fsx = Fsx::create(&mount.join("fsx"), 7)?;
+    load(&mut fsx)?;
+    bed.host.kill_agent()?;
+    bed.host.start_agent()?;
+    load(&mut fsx)?;
+    fsx.check()?;
+    fsx.close();
+    bed.unmount("late")?;
+    bed.host.must_be_bare()
+}
+
+#[test]
+fn nobody_waits_for_ever_for_an_agent_that_does_not_come() -> Result<()> {
+    let Some(mut bed) = Bed::new()? else { return Ok(()) };
+    bed.host.start_holder(3)?;
+    let mount = bed.mount("dead", "ext4")?;
+    let mut fsx = Fsx::create(&mount.join("fsx"), 7)?;
+    load(&mut fsx)?;
+    let killed = Instant::now();
+    bed.host.kill_agent()?;
+    let error = errors(&mut fsx, killed)?;
+    println!("errors after {:?}: {error}", killed.elapsed());
+    fsx.close();
+    comes_back(&mut bed, &mount, "dead", &fsx)
+}
+
+#[test]
+fn without_a_holder_there_are_errors_and_the_next_agent_mends_it() -> Result<()> {
+    let Some(mut bed) = Bed::new()? else { return Ok(()) };
+    let mount = bed.mount("alone", "xfs")?;
+    let mut fsx = Fsx::create(&mount.join("fsx"), 7)?;
+    load(&mut fsx)?;
+    let killed = Instant::now();
+    bed.host.kill_agent()?;
+    errors(&mut fsx, killed)?;
+    fsx.close();
+    comes_back(&mut bed, &mount, "alone", &fsx)
+}
+
+#[test]
+fn agent_and_holder_die_together() -> Result<()> {
+    let Some(mut bed) = Bed::new()? else { return Ok(()) };
+    bed.host.start_holder(300)?;
+    let mount = bed.mount("both", "ext4")?;
+    let mut fsx = Fsx::create(&mount.join("fsx"), 7)?;
+    load(&mut fsx)?;
+    let killed = Instant::now();
+    bed.host.kill_agent()?;
+    bed.host.holder = None;
+    errors(&mut fsx, killed)?;
+    fsx.close();
+    bed.host.start_holder(300)?;
+    comes_back(&mut bed, &mount, "both", &fsx)
+}
+
+/// Goes on until there is an error, and says which.
+fn errors(fsx: &mut Fsx, since: Instant) -> Result<LoadError> {
+    let error = loop {
+        match fsx.step() {
+            Ok(()) => ensure!(since.elapsed() < NOTICED, "a dead disk was not noticed"),
+            Err(error) => break error,
+        }
+    };
+    ensure!(matches!(error, LoadError::Io(_)), "{error}");
+    Ok(error)
+}
+
+/// The next agent attaches and mounts again, by itself, what died with the last one.
+fn comes_back(bed: &mut Bed, mount: &Path, volume: &str, fsx: &Fsx) -> Result<()> {
+    let waited = Instant::now();
+    bed.host.start_agent()?;
+    let bytes = fsx.check_synced()?;
+    ensure!(bytes > 0, "nothing was synced: the load is too short to say anything");
+    println!("{bytes} synced bytes are as they were, {:?} after the next agent began", waited.elapsed());
+    fs::write(mount.join("more"), b"written afterwards")?;
+    bed.unmount(volume)?;
+    bed.driver.mount(mount, volume, "")?;
+    ensure!(fs::read(mount.join("more"))? == b"written afterwards", "what was written afterwards is not there");
+    bed.unmount(volume)?;
+    let left = Command::new("losetup").arg("--list").output()?;
+    bed.host.must_be_bare().with_context(|| String::from_utf8_lossy(&left.stdout).into_owned())
+}
