@@ -8,9 +8,14 @@ use std::process::{Command, Stdio};
 ///
 /// Asked of cargo itself, so it is right wherever the target directory is, and never an old build.
 pub fn build<const N: usize>(profile: &str, programs: [&str; N]) -> Result<[PathBuf; N]> {
+    build_all(profile, &programs)?.try_into().ok().context("cargo built something else")
+}
+
+/// The same for any number of programs.
+pub fn build_all(profile: &str, programs: &[&str]) -> Result<Vec<PathBuf>> {
     let mut cargo = cargo(profile);
     cargo.arg("--workspace");
-    for program in programs {
+    for &program in programs {
         cargo.args(["--bin", program]);
     }
     if profile == "dev" {
@@ -38,18 +43,18 @@ fn cargo(profile: &str) -> Command {
 }
 
 /// Has cargo build; where `programs` are.
-fn built<const N: usize>(mut cargo: Command, programs: [&str; N]) -> Result<[PathBuf; N]> {
+fn built(mut cargo: Command, programs: &[&str]) -> Result<Vec<PathBuf>> {
     let output = cargo.output().context("cannot run cargo build")?;
     if !output.status.success() {
         bail!("cargo build of {} failed", programs.join(", "));
     }
     let built = String::from_utf8_lossy(&output.stdout);
     let mut paths = Vec::new();
-    for program in programs {
+    for &program in programs {
         let path = built.lines().find_map(|line| executable(line, program));
         paths.push(path.with_context(|| format!("cargo built {program} but does not say where"))?);
     }
-    paths.try_into().ok().context("cargo built something else")
+    Ok(paths)
 }
 
 /// Builds `program`, linked with everything it needs, so that it runs on any host; where it is.
@@ -61,8 +66,7 @@ pub fn build_static(profile: &str, program: &str) -> Result<PathBuf> {
     let mut cargo = cargo(profile);
     cargo.args(["--package", program, "--bin", program, "--target", &target]);
     cargo.env("RUSTFLAGS", "-C target-feature=+crt-static").env_remove("CARGO_ENCODED_RUSTFLAGS");
-    let [path] = built(cargo, [program])?;
-    Ok(path)
+    built(cargo, &[program])?.pop().context("cargo built nothing")
 }
 
 /// The path in one of cargo's messages, if it is about the binary `program`.

@@ -3,6 +3,7 @@
 //! A program of the workspace instead of scripts, so that it needs nothing but Rust, and is checked like the rest.
 
 mod bench;
+mod cluster;
 mod manifests;
 mod sim;
 mod test;
@@ -31,6 +32,9 @@ enum Command {
     Bench(bench::Options),
     /// Render the chart into deploy/manifests, or check that it is what is there. Needs helm.
     Manifests(manifests::Options),
+    /// A real Kubernetes on this machine with Torus installed, to play with.
+    #[command(subcommand)]
+    Cluster(cluster::Action),
 }
 
 fn main() -> ExitCode {
@@ -39,6 +43,7 @@ fn main() -> ExitCode {
         Command::Sim(options) => sim::run(&options),
         Command::Bench(options) => bench::run(&options),
         Command::Manifests(options) => manifests::run(&options),
+        Command::Cluster(action) => cluster::run(&action),
     };
     match outcome {
         Ok(true) => ExitCode::SUCCESS,

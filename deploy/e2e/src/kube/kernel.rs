@@ -1,17 +1,38 @@
-//! Things of the kernel that carry a run's name: control groups, a bridge, loop devices.
+//! Things of the kernel that belong to a run: control groups and a bridge with its name, loop devices.
 
+use super::shell::{must, said};
 use crate::process::until;
 use anyhow::{Context, Result};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 const GROUPS: &str = "/sys/fs/cgroup";
 /// How long killed processes may take to leave their groups.
 const GONE: Duration = Duration::from_secs(60);
+
+/// Makes a control group in every hierarchy, for one with several levels each of them.
+pub fn make_group(path: &str) -> Result<()> {
+    for hierarchy in hierarchies() {
+        let mut group = hierarchy.clone();
+        for part in path.split('/') {
+            let above = group.clone();
+            group.push(part);
+            fs::create_dir_all(&group).with_context(|| format!("cannot make {}", group.display()))?;
+            // A new group of this hierarchy has no processors and no memory, and takes no process.
+            for file in ["cpuset.cpus", "cpuset.mems"] {
+                if let Ok(value) = fs::read_to_string(above.join(file)) {
+                    fs::write(group.join(file), value.trim())
+                        .with_context(|| format!("cannot write {file} of {}", group.display()))?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
 
 /// Ends (-9) what is in the groups below `name`. Without such groups there is nothing to do.
 pub fn end_groups(name: &str) -> Result<()> {
@@ -28,14 +49,46 @@ pub fn end_groups(name: &str) -> Result<()> {
     })
 }
 
-/// Removes groups, the bridge, and loop devices of a run whose processes have ended.
+/// The device numbers, `major:minor`, of the FUSE filesystems of Torus that processes of a group see mounted. Loop devices on
+/// their files are known by them, as paths say nothing about whose they are.
+pub fn fuse_devices(group: &str) -> BTreeSet<String> {
+    let mut pids = Vec::new();
+    for hierarchy in hierarchies() {
+        processes(&hierarchy.join(group), &mut pids);
+    }
+    let tables = pids.iter().filter_map(|pid| fs::read_to_string(format!("/proc/{pid}/mountinfo")).ok());
+    tables.flat_map(|table| table.lines().filter_map(fuse_device).collect::<Vec<_>>()).collect()
+}
+
+/// The device of a line of `mountinfo`, if it is of a FUSE filesystem of Torus.
+fn fuse_device(line: &str) -> Option<String> {
+    let (mount, filesystem) = line.split_once(" - ")?;
+    filesystem.starts_with("fuse.torus ").then(|| mount.split(' ').nth(2).map(str::to_owned))?
+}
+
+/// Takes loop devices from files on these devices. Nobody serves those files any more.
+pub fn detach_loops(devices: &BTreeSet<String>) -> Result<()> {
+    if devices.is_empty() {
+        return Ok(());
+    }
+    let listed = said("losetup", ["--list", "--noheadings", "--output", "NAME,BACK-MAJ:MIN"])?;
+    for line in listed.lines() {
+        let mut words = line.split_ascii_whitespace();
+        let (Some(name), Some(device)) = (words.next(), words.next()) else { continue };
+        if devices.contains(device) {
+            must("losetup", ["--detach", name])?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes the groups and the bridge of a run whose processes have ended.
 pub fn remove_all(name: &str) -> Result<()> {
     for hierarchy in hierarchies() {
         remove_group(&hierarchy.join(name));
     }
     if Path::new("/sys/class/net").join(name).exists() {
-        let removed = Command::new("ip").args(["link", "delete", name]).status().context("cannot run ip")?;
-        anyhow::ensure!(removed.success(), "cannot remove the bridge {name}");
+        must("ip", ["link", "delete", name])?;
     }
     Ok(())
 }
@@ -65,4 +118,17 @@ fn remove_group(group: &Path) {
     }
     // One that is not empty stays, and is in nobody's way.
     let _ = fs::remove_dir(group);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filesystem_of_torus_is_told_from_others() {
+        let ours = "630 29 0:52 / /var/lib/torus/x rw,nosuid shared:5 - fuse.torus torus rw,user_id=0";
+        assert_eq!(fuse_device(ours).as_deref(), Some("0:52"));
+        assert_eq!(fuse_device("630 29 0:53 / /mnt rw - fuse.sshfs torus rw"), None);
+        assert_eq!(fuse_device("29 1 254:0 / / rw - ext4 /dev/vda rw"), None);
+    }
 }

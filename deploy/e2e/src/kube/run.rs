@@ -132,6 +132,7 @@ pub fn remove(run: &Path) -> Result<()> {
     let processes = fs::read_to_string(run.join("processes")).unwrap_or_default();
     // The last ones first: nodes before what they speak to.
     let processes: Vec<_> = processes.lines().rev().map(str::to_owned).collect();
+    let devices = kernel::fuse_devices(&name);
     for process in processes.iter().filter(|process| is_alive(process)) {
         if let Some(pid) = pid_of(process) {
             // It may have ended by itself in between.
@@ -140,6 +141,7 @@ pub fn remove(run: &Path) -> Result<()> {
     }
     kernel::end_groups(&name)?;
     until("all processes are gone", GONE, || Ok(!processes.iter().any(|process| is_alive(process))))?;
+    kernel::detach_loops(&devices)?;
     kernel::remove_all(&name)?;
     fs::remove_dir_all(run).with_context(|| format!("cannot remove {}", run.display()))
 }
@@ -183,9 +185,9 @@ fn is_alive(line: &str) -> bool {
     identity(pid).is_some_and(|now| now == format!("{pid} {start}"))
 }
 
-/// Holds other runs off while one of a kind is made, such as one that looks for an address range that nobody has.
-pub fn alone() -> Result<nix::fcntl::Flock<File>> {
-    let file = File::create(all()?.join(".lock")).context("cannot make a lock")?;
+/// Holds other runs off while `what` is done, such as looking for an address range that nobody has.
+pub fn alone(what: &str) -> Result<nix::fcntl::Flock<File>> {
+    let file = File::create(all()?.join(format!(".{what}.lock"))).context("cannot make a lock")?;
     nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusive)
         .map_err(|(_, errno)| errno)
         .context("cannot take a lock")
