@@ -21,8 +21,13 @@ struct Plugin {
 /// As [`crate::serve`].
 pub async fn serve(directory: &Path, endpoint: &Path, stop: CancellationToken) -> Result<(), ServeError> {
     let service = RegistrationServer::new(Plugin { endpoint: endpoint.into() });
-    let socket = directory.join(format!("{DRIVER}-reg.sock"));
-    crate::serve(&socket, Server::builder().add_service(service), stop).await
+    crate::serve(&directory.join(socket_name()), Server::builder().add_service(service), stop).await
+}
+
+/// The socket's name, with an `@` for a reason: the kubelet calls with the escaped path of the socket as the `:authority` of HTTP/2,
+/// and the `%` of an escape is refused there except before an `@`.
+fn socket_name() -> String {
+    format!("{DRIVER}@reg.sock")
 }
 
 #[async_trait]
@@ -47,5 +52,20 @@ impl Registration for Plugin {
             false => tracing::error!("the kubelet does not take the plugin: {error}"),
         }
         Ok(Response::new(RegistrationStatusResponse {}))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::socket_name;
+    use tonic::codegen::http::uri::Authority;
+
+    #[test]
+    fn the_kubelets_name_for_the_socket_is_an_authority() {
+        let path = format!("/var/lib/kubelet/plugins_registry/{}", socket_name());
+        // As grpc-go escapes it: all but letters, digits, `-_.~`, sub-delimiters and `:[]@`.
+        let escaped = path.replace('/', "%2F");
+        assert!(Authority::try_from(escaped.as_str()).is_ok(), "{escaped}");
+        assert!(Authority::try_from(escaped.replace('@', "-").as_str()).is_err());
     }
 }

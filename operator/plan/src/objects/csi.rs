@@ -54,6 +54,8 @@ pub fn controller(source: &Source<'_>) -> Object {
         })
     };
     let pod = json!({
+        // The sidecars speak to the apiserver. No account of ours has a token unless its pod says so.
+        "automountServiceAccountToken": true,
         "securityContext": {
             "runAsNonRoot": true, "runAsUser": 65_532, "runAsGroup": 65_532, "fsGroup": 65_532,
             "seccompProfile": {"type": "RuntimeDefault"},
