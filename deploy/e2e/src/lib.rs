@@ -24,6 +24,7 @@ pub mod node;
 pub mod ports;
 pub mod process;
 pub mod proxy;
+pub mod scenarios;
 pub mod scratch;
 pub mod usage;
 pub mod writer;

@@ -4,6 +4,7 @@
 
 mod bench;
 mod cluster;
+mod e2e;
 mod manifests;
 mod sim;
 mod test;
@@ -35,6 +36,8 @@ enum Command {
     /// A real Kubernetes on this machine with Torus installed, to play with.
     #[command(subcommand)]
     Cluster(cluster::Action),
+    /// Try Torus on a real Kubernetes on this machine, scenario by scenario. Needs root.
+    E2e(e2e::Options),
 }
 
 fn main() -> ExitCode {
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
         Command::Bench(options) => bench::run(&options),
         Command::Manifests(options) => manifests::run(&options),
         Command::Cluster(action) => cluster::run(&action),
+        Command::E2e(options) => e2e::run(&options),
     };
     match outcome {
         Ok(true) => ExitCode::SUCCESS,

@@ -16,7 +16,7 @@ pub const NAME: &str = "main";
 /// How long a TorusCluster may take to become ready.
 pub const READY: Duration = Duration::from_secs(300);
 /// The data of each agent. Its space is taken at once, and that of all nodes is on one disk here.
-const SIZE: &str = "4Gi";
+const SIZE: &str = "2Gi";
 
 /// The repository, asked of cargo when this runs: with a shared target directory one build serves several checkouts.
 ///
