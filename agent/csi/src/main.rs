@@ -142,13 +142,13 @@ async fn node(args: NodeArgs, stop: CancellationToken) -> ExitCode {
         Err(error) => return complain(EXIT_USAGE, &error),
     };
     let identity = IdentityServer::new(Driver(Arc::new(plugin.clone())));
-    let service = NodeServer::new(plugin).max_decoding_message_size(REQUEST_BYTES_MAX);
+    let service = NodeServer::new(plugin.clone()).max_decoding_message_size(REQUEST_BYTES_MAX);
     let csi = serve(&args.csi_socket, Server::builder().add_service(identity).add_service(service), stop.clone());
     let registering = async {
         match &args.registration_dir {
             Some(directory) => {
                 let endpoint = args.kubelet_csi_socket.as_deref().unwrap_or(&args.csi_socket);
-                registration::serve(directory, endpoint, stop.clone()).await
+                registration::serve(directory, endpoint, &plugin, stop.clone()).await
             }
             None => std::future::pending().await,
         }

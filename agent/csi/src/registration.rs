@@ -1,7 +1,10 @@
 //! Makes the node plugin known to the kubelet, by the kubelet's own protocol: no registrar beside it is needed.
 
+use crate::identity::Health;
 use crate::{DRIVER, ServeError};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status, async_trait};
@@ -11,17 +14,46 @@ use torus_proto::registration::{InfoRequest, PluginInfo, RegistrationStatus, Reg
 /// The versions of CSI that are served, as the kubelet spells them.
 const VERSIONS: [&str; 1] = ["1.0.0"];
 
+/// How often is looked whether the node service answers.
+const POLL: Duration = Duration::from_millis(200);
+/// How long is waited after the kubelet has refused.
+const AGAIN: Duration = Duration::from_secs(2);
+
 struct Plugin {
     endpoint: PathBuf,
+    /// Cancelled when the kubelet refuses.
+    refused: CancellationToken,
 }
 
 /// Serves registration in `directory` until `stop`; the kubelet is told that CSI is at `endpoint`.
 ///
+/// A kubelet asks once, when the socket appears, and at once asks the node service who it is; one that gets no answer never asks
+/// again. So the socket appears when `node` answers, and goes and comes again when the kubelet has refused all the same.
+///
 /// # Errors
 /// As [`crate::serve`].
-pub async fn serve(directory: &Path, endpoint: &Path, stop: CancellationToken) -> Result<(), ServeError> {
-    let service = RegistrationServer::new(Plugin { endpoint: endpoint.into() });
-    crate::serve(&directory.join(socket_name()), Server::builder().add_service(service), stop).await
+pub async fn serve<H: Health>(
+    directory: &Path,
+    endpoint: &Path,
+    node: &H,
+    stop: CancellationToken,
+) -> Result<(), ServeError> {
+    let socket = directory.join(socket_name());
+    loop {
+        while !node.is_ready().await {
+            tokio::select! {
+                () = sleep(POLL) => {}
+                () = stop.cancelled() => return Ok(()),
+            }
+        }
+        let refused = stop.child_token();
+        let service = RegistrationServer::new(Plugin { endpoint: endpoint.into(), refused: refused.clone() });
+        crate::serve(&socket, Server::builder().add_service(service), refused).await?;
+        tokio::select! {
+            () = sleep(AGAIN) => {}
+            () = stop.cancelled() => return Ok(()),
+        }
+    }
 }
 
 /// The socket's name, with an `@` for a reason: the kubelet calls with the escaped path of the socket as the `:authority` of HTTP/2,
@@ -48,8 +80,10 @@ impl Registration for Plugin {
         let RegistrationStatus { plugin_registered, error } = request.into_inner();
         match plugin_registered {
             true => tracing::info!("the kubelet has taken the plugin"),
-            // It asks again when the socket is made anew, or it is restarted.
-            false => tracing::error!("the kubelet does not take the plugin: {error}"),
+            false => {
+                tracing::error!("the kubelet does not take the plugin: {error}; it will be asked again");
+                self.refused.cancel();
+            }
         }
         Ok(Response::new(RegistrationStatusResponse {}))
     }
@@ -57,8 +91,12 @@ impl Registration for Plugin {
 
 #[cfg(test)]
 mod tests {
-    use super::socket_name;
+    use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
     use tonic::codegen::http::uri::Authority;
+    use tonic::transport::Endpoint;
+    use torus_proto::registration::registration_client::RegistrationClient;
 
     #[test]
     fn the_kubelets_name_for_the_socket_is_an_authority() {
@@ -67,5 +105,44 @@ mod tests {
         let escaped = path.replace('/', "%2F");
         assert!(Authority::try_from(escaped.as_str()).is_ok(), "{escaped}");
         assert!(Authority::try_from(escaped.replace('@', "-").as_str()).is_err());
+    }
+
+    struct Agent(Arc<AtomicBool>);
+
+    #[async_trait]
+    impl Health for Agent {
+        async fn is_ready(&self) -> bool {
+            self.0.load(Ordering::Relaxed)
+        }
+    }
+
+    async fn until(condition: impl Fn() -> bool) {
+        while !condition() {
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn it_is_offered_when_the_agent_answers_and_again_when_it_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join(socket_name());
+        let (is_up, stop) = (Arc::new(AtomicBool::new(false)), CancellationToken::new());
+        let place = directory.path().to_owned();
+        let (agent, stopped) = (Agent(Arc::clone(&is_up)), stop.clone());
+        let served = tokio::spawn(async move { serve(&place, Path::new("/csi.sock"), &agent, stopped).await });
+        sleep(POLL * 2).await;
+        assert!(!socket.exists(), "offered without an agent");
+        is_up.store(true, Ordering::Relaxed);
+        until(|| socket.exists()).await;
+        let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display())).unwrap();
+        let mut kubelet = RegistrationClient::new(endpoint.connect().await.unwrap());
+        assert_eq!(kubelet.get_info(InfoRequest {}).await.unwrap().into_inner().endpoint, "/csi.sock");
+        let refusal = RegistrationStatus { plugin_registered: false, error: "no".into() };
+        kubelet.notify_registration_status(refusal).await.unwrap();
+        drop(kubelet);
+        until(|| !socket.exists()).await;
+        until(|| socket.exists()).await;
+        stop.cancel();
+        served.await.unwrap().unwrap();
     }
 }

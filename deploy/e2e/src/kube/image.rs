@@ -29,6 +29,8 @@ const SIDECARS: [(&str, &go::Module, &str); 3] = [
     ("registry.k8s.io/sig-storage/csi-resizer:v2.3.0", &go::RESIZER, "csi-resizer"),
 ];
 const CONTAINERFILE: &str = include_str!("../../../image/Containerfile");
+/// What runs on hosts, whatever libraries they have.
+const ON_HOSTS: &str = "torus-flexvolume";
 const BASE: &str = "localhost/torus-e2e/debian:bookworm";
 const RELEASE: &str = "bookworm";
 
@@ -129,7 +131,10 @@ fn plain(tag: &str, root: &Path, entrypoint: &[&str], archive: &Path) -> Result<
 fn torus(profile: &str, progress: &Progress) -> Result<PathBuf> {
     let names: Vec<_> = programs().collect();
     progress.say(&format!("building {} ({profile})", names.join(", ")));
-    let built = binaries::build_all(profile, &names)?;
+    let mut built = binaries::build_all(profile, &names)?;
+    for (name, program) in names.iter().zip(&mut built).filter(|(name, _)| **name == ON_HOSTS) {
+        *program = binaries::build_static(profile, name)?;
+    }
     let stamps = built.iter().map(|program| stamp(program)).collect::<Result<Vec<_>>>()?.join(" ");
     let archive = archive_for(TORUS, &format!("{stamps} {CONTAINERFILE}"))?;
     if archive.exists() {
