@@ -1,6 +1,5 @@
 //! The FlexVolume driver, called as kubelets call it: a program, a few words, one line of JSON.
 
-use crate::binaries;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::ffi::OsStr;
@@ -11,13 +10,13 @@ use std::process::{Command, Stdio};
 #[derive(Clone, Debug)]
 pub struct Driver {
     program: PathBuf,
-    socket: PathBuf,
 }
 
 impl Driver {
-    /// Builds it as it is installed on hosts; the agent's socket is `socket`.
-    pub fn build(socket: &Path) -> Result<Self> {
-        Ok(Self { program: binaries::build_static("dev", "torus-flexvolume")?, socket: socket.into() })
+    /// The one that is installed as `program`. Where its agent is stands beside it.
+    #[must_use]
+    pub fn at(program: PathBuf) -> Self {
+        Self { program }
     }
 
     /// The program.
@@ -32,7 +31,7 @@ impl Driver {
     /// When it answers anything else than one line of JSON with a status, or prints anything beside.
     pub fn call<S: AsRef<OsStr>>(&self, words: &[S]) -> Result<(Value, bool)> {
         let mut command = Command::new(&self.program);
-        command.args(words).env("TORUS_NODE_SOCKET", &self.socket).stdin(Stdio::null());
+        command.args(words).env_clear().stdin(Stdio::null());
         let output = command.output().context("cannot run the driver")?;
         let said = String::from_utf8(output.stdout).context("the driver prints no UTF-8")?;
         let complained = String::from_utf8_lossy(&output.stderr);

@@ -4,6 +4,7 @@
 
 use crate::binaries;
 use crate::cluster::Cluster;
+use crate::flexvolume::Driver;
 use crate::process::Process;
 use anyhow::{Context, Result, bail, ensure};
 use std::fs;
@@ -27,10 +28,9 @@ pub struct Host {
     pub csi: Vec<Process>,
     /// What keeps the agent's devices for the next one, if it was started.
     pub holder: Option<Process>,
-    programs: [PathBuf; 4],
+    programs: Vec<PathBuf>,
     etcd: String,
     directory: PathBuf,
-    flags: Vec<String>,
 }
 
 impl Host {
@@ -47,16 +47,26 @@ impl Host {
         }
     }
 
-    /// Builds the programs and starts the agent of a host of `cluster`, with further `flags`.
-    pub fn start(cluster: &Cluster, flags: &[&str]) -> Result<Self> {
-        let programs = binaries::build("dev", ["torus-agent", "torus-csi", "torusctl", "torus-holder"])?;
+    /// Builds the programs and starts the agent of a host of `cluster`. It installs the FlexVolume driver in `flexvolume`.
+    pub fn start(cluster: &Cluster) -> Result<Self> {
+        let built = binaries::build("dev", ["torus-agent", "torus-csi", "torusctl", "torus-holder"])?;
+        let driver = binaries::build_static("dev", "torus-flexvolume")?;
         let directory = cluster.path().join("host");
-        for name in ["kubelet", "flexvolume"] {
+        for name in ["kubelet", "flexvolume", "bin"] {
             fs::create_dir_all(directory.join(name)).context("cannot make the directories of a host")?;
         }
+        // In one directory, as in the image: the agent looks for the driver beside itself.
+        let install = |program: &Path| -> Result<PathBuf> {
+            let installed = directory.join("bin").join(program.file_name().context("a program has a name")?);
+            if fs::hard_link(program, &installed).is_err() {
+                fs::copy(program, &installed).context("cannot install a program")?;
+            }
+            Ok(installed)
+        };
+        install(&driver)?;
+        let programs = built.iter().map(|program| install(program)).collect::<Result<Vec<_>>>()?;
         let etcd = cluster.etcd.url();
-        let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        let mut host = Self { agent: None, csi: Vec::new(), holder: None, programs, etcd, directory, flags };
+        let mut host = Self { agent: None, csi: Vec::new(), holder: None, programs, etcd, directory };
         host.start_agent()?;
         Ok(host)
     }
@@ -73,7 +83,7 @@ impl Host {
         command.args(["--role", "node", "--etcd", &self.etcd, "--node-name", NAME, "--http-address", "none"]);
         command.arg("--node-socket").arg(self.path("node.sock")).arg("--attached-dir").arg(self.path("attached"));
         command.arg("--kubelet-dir").arg(self.path("kubelet")).arg("--holder-socket").arg(self.path("holder.sock"));
-        command.args(&self.flags);
+        command.arg("--flexvolume-dir").arg(self.path("flexvolume"));
         self.agent = None;
         // One that was killed leaves its socket.
         let _ = fs::remove_file(self.path("node.sock"));
@@ -92,6 +102,12 @@ impl Host {
         let status = agent.stop(STOP)?;
         ensure!(status.success(), "the agent ended with {status}: {}", agent.log_tail());
         Ok(())
+    }
+
+    /// The FlexVolume driver as it is installed.
+    #[must_use]
+    pub fn driver(&self) -> Driver {
+        Driver::at(self.path("flexvolume/coreos.com~torus/torus"))
     }
 
     /// Starts a holder, killing one that runs; it keeps what nobody attends to for `seconds`.

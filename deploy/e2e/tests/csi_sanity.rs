@@ -59,7 +59,7 @@ fn every_spec_passes_or_does_not_apply() -> Result<()> {
         ..Options::default()
     };
     let cluster = Cluster::start(options)?;
-    let mut host = Host::start(&cluster, &[])?;
+    let mut host = Host::start(&cluster)?;
     host.start_csi()?;
     for access in ["mount", "block"] {
         println!("volumes as {access}");

@@ -4,7 +4,7 @@
 //! With a holder on the host, a pause. Without one, errors; but no hang, and everything that was synced is there when the volume
 //! is attached again.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use torus_e2e::cluster::{Cluster, Options};
 use torus_e2e::flexvolume::Driver;
 use torus_e2e::load::fsx::Fsx;
-use torus_e2e::load::{LoadError, fsstress};
+use torus_e2e::load::{LoadError, Random, fsstress};
 use torus_e2e::node::Host;
 use torus_e2e::process::until;
 
@@ -45,8 +45,8 @@ impl Bed {
             ..Options::default()
         };
         let cluster = Cluster::start(options)?;
-        let host = Host::start(&cluster, &[])?;
-        let driver = Driver::build(&host.path("node.sock"))?;
+        let host = Host::start(&cluster)?;
+        let driver = host.driver();
         Ok(Some(Self { driver, host, cluster }))
     }
 
@@ -60,6 +60,30 @@ impl Bed {
 
     fn unmount(&self, volume: &str) -> Result<()> {
         self.driver.unmount(&self.host.path("kubelet").join(volume))
+    }
+
+    /// Makes a call, kills the agent at some moment of it, and makes it again until it is done.
+    fn interrupted(&mut self, random: &mut Random, call: impl Fn(&Driver) -> Result<()> + Sync) -> Result<()> {
+        let driver = self.driver.clone();
+        let after = Duration::from_millis(random.below(700));
+        let first = std::thread::scope(|scope| {
+            let calling = scope.spawn(|| call(&driver));
+            std::thread::sleep(after);
+            let killed = self.host.kill_agent();
+            let ended = calling.join().unwrap_or_else(|_| bail!("the call panicked"));
+            killed.map(|()| ended)
+        })?;
+        let waited = Instant::now();
+        self.host.start_agent()?;
+        let mut last = None;
+        until("a call that was interrupted is done", BACK, || {
+            last = call(&self.driver).err();
+            Ok(last.is_none())
+        })
+        .with_context(|| format!("{last:?}"))?;
+        let cut = if first.is_ok() { "done" } else { "cut off" };
+        println!("{cut} after {after:?}, done again {:?} later", waited.elapsed());
+        Ok(())
     }
 
     fn is_abnormal(&self, volume: &str) -> Result<bool> {
@@ -159,6 +183,32 @@ fn a_holder_is_replaced_before_the_agent_is() -> Result<()> {
     fsx.close();
     bed.unmount("late")?;
     bed.host.must_be_bare()
+}
+
+/// While a volume is attached, formatted, mounted, unmounted and detached, a device is not held; and what was begun is finished, or
+/// undone, by the next agent.
+#[test]
+fn an_agent_is_killed_at_any_moment() -> Result<()> {
+    let Some(mut bed) = Bed::new()? else { return Ok(()) };
+    bed.host.start_holder(300)?;
+    let mut random = Random(3);
+    for round in 0..8 {
+        // A new one each time, so that there is a filesystem to be made.
+        let volume = format!("any-{round}");
+        bed.cluster.torusctl(["volume", "create", &volume, "256MiB"])?;
+        let directory = bed.host.path("kubelet").join(&volume);
+        let mount = |driver: &Driver| driver.mount(&directory, &volume, "ext4");
+        let unmount = |driver: &Driver| driver.unmount(&directory);
+        bed.interrupted(&mut random, mount)?;
+        fs::write(directory.join("file"), &volume)?;
+        bed.interrupted(&mut random, unmount)?;
+        bed.host.must_be_bare()?;
+        bed.driver.mount(&directory, &volume, "ext4")?;
+        ensure!(fs::read(directory.join("file"))? == volume.as_bytes(), "the file is not there");
+        bed.driver.unmount(&directory)?;
+        bed.host.must_be_bare()?;
+    }
+    Ok(())
 }
 
 #[test]
