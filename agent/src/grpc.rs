@@ -158,13 +158,14 @@ fn node(error: &NodeError) -> Code {
             _ => Code::Unavailable,
         },
         NodeError::Owner(_) | NodeError::Slow { .. } | NodeError::Ended => Code::Unavailable,
-        NodeError::Locked(_) => Code::Aborted,
+        NodeError::Locked(_) | NodeError::Moved(_) => Code::Aborted,
         NodeError::NoDirectory(..) | NodeError::NotADirectory(_) => Code::InvalidArgument,
         NodeError::Served(_)
         | NodeError::MountedOn { .. }
         | NodeError::HoldsOther { .. }
         | NodeError::HoldsUnknown { .. }
         | NodeError::NothingToRead { .. }
+        | NodeError::TooSmall(_)
         | NodeError::Damaged { .. }
         | NodeError::Busy { .. }
         | NodeError::OfAnAgent { .. } => Code::FailedPrecondition,

@@ -4,7 +4,7 @@
 //! and be killed, at any time.
 
 use crate::TOPOLOGY_CLUSTER;
-use crate::capability::Access;
+use crate::capability::{Access, Shape};
 use crate::identity::Health;
 use crate::name;
 use crate::parameters::Parameters;
@@ -17,6 +17,8 @@ use torus_agent::metadata::{
     self, NewVolume, VolumeError, VolumeInfo, create_volume, find_volume, list_agents, load_cluster, load_ring,
     load_volume, publish_volume, resize_volume, unpublish_volume,
 };
+use torus_agent::node::Filesystem;
+use torus_agent::node::filesystem::XFS_BYTES_MIN;
 use torus_agent::owner::delete_volume;
 use torus_core::ids::{BLOCK_BYTES, Lba, VolumeId};
 use torus_core::limits::VOLUME_BLOCKS_MAX;
@@ -94,7 +96,7 @@ impl Controller {
 
     async fn create(&self, name: String, asked: CreateVolumeRequest) -> Result<CreateVolumeResponse, Failure> {
         let store = &*self.store;
-        Access::read_all(&asked.volume_capabilities)?;
+        let accesses = Access::read_all(&asked.volume_capabilities)?;
         if asked.volume_content_source.is_some() {
             return Err(Failure::invalid(
                 "volumes are not made from snapshots or other volumes yet: leave dataSource out",
@@ -106,7 +108,11 @@ impl Controller {
             ));
         }
         let parameters = Parameters::read(&asked.parameters)?;
-        let size = Size::read(asked.capacity_range.as_ref())?;
+        let mut size = Size::read(asked.capacity_range.as_ref())?;
+        let is_xfs = |access: &Access| matches!(&access.shape, Shape::Mount { filesystem, .. } if filesystem == "xfs");
+        if accesses.iter().any(is_xfs) || parameters.filesystem == Some(Filesystem::Xfs) {
+            size.for_xfs()?;
+        }
         let cluster = load_cluster(store).await?;
         reachable(&cluster, asked.accessibility_requirements.as_ref())?;
         let ring = load_ring(store).await?;
@@ -119,7 +125,7 @@ impl Controller {
             min_replicas: parameters.min_replicas.unwrap_or(replicas.saturating_sub(1).max(1)),
             ack_mode: parameters.ack_mode,
         };
-        self.fits(&new, &cluster).await?;
+        self.fits(&new.name, new.size, new.replicas, &cluster).await?;
         let id = match create_volume(store, new.clone()).await {
             Err(VolumeError::Exists { id, .. }) => id,
             created => created?,
@@ -134,24 +140,24 @@ impl Controller {
     }
 
     /// Volumes are thin, but one that could never be filled is a mistake.
-    async fn fits(&self, new: &NewVolume, cluster: &ClusterDoc) -> Result<(), Failure> {
+    async fn fits(&self, name: &str, size: Lba, replicas: u8, cluster: &ClusterDoc) -> Result<(), Failure> {
         let agents = list_agents(&*self.store).await?;
         // What an agent that is down has, nobody knows.
         if agents.is_empty() || agents.iter().any(|agent| agent.alive.is_none()) {
             return Ok(());
         }
         let total: FreeSpace = agents.iter().filter_map(|agent| Some(agent.alive.as_ref()?.space)).sum();
-        let blocks = u64::from(total.total) * u64::from(cluster.extent_blocks);
-        let copies = u64::from(new.replicas.max(1));
-        if new.size.0 > blocks / copies {
+        let room = |slots: u32| u64::from(slots) * u64::from(cluster.extent_blocks);
+        let copies = u64::from(replicas.max(1));
+        if size.0 > room(total.total) / copies {
             return Err(Failure::Refused(
                 Code::OutOfRange,
                 format!(
-                    "volume {:?} of {} bytes in {copies} copies is larger than the pool, which has {} bytes in all: \
-                     ask for less, or add disks",
-                    new.name,
-                    new.size.0 * BLOCK_BYTES,
-                    blocks * BLOCK_BYTES
+                    "volume {name:?} of {} bytes in {copies} copies is larger than the pool, which has {} bytes in all, \
+                     of which {} are free: ask for less, or add disks",
+                    size.0 * BLOCK_BYTES,
+                    room(total.total) * BLOCK_BYTES,
+                    room(total.free) * BLOCK_BYTES
                 ),
             ));
         }
@@ -204,6 +210,11 @@ impl Controller {
             let text =
                 format!("volume {name:?} has {} bytes, which is above the limit, and cannot shrink", now * BLOCK_BYTES);
             return Err(Failure::Refused(Code::OutOfRange, text));
+        }
+        if size.blocks > now {
+            let doc = &info.meta.doc;
+            let cluster = load_cluster(&*self.store).await?;
+            self.fits(&doc.name, Lba(size.blocks), doc.replicas, &cluster).await?;
         }
         // Larger already: nothing is left to do.
         let grown = resize_volume(&*self.store, info.id, Lba(size.blocks.max(now))).await?;
@@ -334,6 +345,19 @@ impl Size {
             return Err(Failure::Refused(Code::OutOfRange, text));
         }
         Ok(Self { blocks, blocks_max })
+    }
+
+    /// Makes it as large as an XFS has to be, if it may be.
+    fn for_xfs(&mut self) -> Result<(), Failure> {
+        let least = XFS_BYTES_MIN / BLOCK_BYTES;
+        if self.blocks_max.is_some_and(|max| max < least) {
+            let text = format!(
+                "an XFS has at least {XFS_BYTES_MIN} bytes, which is above the limit: ask for more, or for ext4"
+            );
+            return Err(Failure::Refused(Code::OutOfRange, text));
+        }
+        self.blocks = self.blocks.max(least);
+        Ok(())
     }
 }
 

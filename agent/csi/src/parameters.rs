@@ -27,6 +27,8 @@ pub struct Parameters {
     pub min_replicas: Option<u8>,
     /// When a write is acknowledged.
     pub ack_mode: AckMode,
+    /// What is going to be made on it, if that was said.
+    pub filesystem: Option<Filesystem>,
 }
 
 impl Parameters {
@@ -50,7 +52,8 @@ impl Parameters {
                     }
                 }
                 "csi.storage.k8s.io/fstype" => {
-                    Filesystem::from_str(value).map_err(|_| wrong(key, value, "ext4 or xfs"))?;
+                    let filesystem = Filesystem::from_str(value).map_err(|_| wrong(key, value, "ext4 or xfs"))?;
+                    read.filesystem = Some(filesystem);
                 }
                 key if ABOUT.contains(&key) => {}
                 key => {
@@ -91,7 +94,12 @@ mod tests {
             ("csi.storage.k8s.io/fstype", "xfs"),
             ("csi.storage.k8s.io/pvc/name", "data"),
         ];
-        let expected = Parameters { replicas: Some(3), min_replicas: Some(2), ack_mode: AckMode::Received };
+        let expected = Parameters {
+            replicas: Some(3),
+            min_replicas: Some(2),
+            ack_mode: AckMode::Received,
+            filesystem: Some(Filesystem::Xfs),
+        };
         assert_eq!(read(&given).unwrap(), expected);
         assert_eq!(read(&[]).unwrap(), Parameters::default());
     }

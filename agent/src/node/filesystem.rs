@@ -4,6 +4,7 @@
 //!    its first MiB. What cannot be read or told counts as something.
 //! 2. Everything that touches the device is a child process (see [`super::tool`]).
 
+use super::places::Pinned;
 use super::tool::{self, LONG, SOON, ToolError};
 use super::{NodeError, mounts};
 use serde::{Deserialize, Serialize};
@@ -11,6 +12,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+/// What an XFS has at least: mkfs.xfs makes no smaller one.
+pub const XFS_BYTES_MIN: u64 = 300 << 20;
 /// What an ext4 leaves unused at the end of a device without that being worth a word: part of a group of blocks.
 const EXT4_GROW_BYTES_MIN: u64 = 16 << 20;
 
@@ -95,7 +98,7 @@ pub async fn probe(device: &Path) -> Result<Content, ToolError> {
 }
 
 /// How a device is to be mounted.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Debug)]
 pub struct Wanted {
     /// Where: a directory that is there and on which nothing is mounted, or this device.
     pub directory: PathBuf,
@@ -105,6 +108,8 @@ pub struct Wanted {
     pub read_only: bool,
     /// More options, each checked by [`check_option`].
     pub options: Vec<String>,
+    /// The directory itself, where a part of its path may change meanwhile. The path has no links then.
+    pub pinned: Option<Pinned>,
 }
 
 /// Whether `option` is one that a filesystem may be mounted with: a plain word or setting, that does not change what mount does.
@@ -128,8 +133,10 @@ impl Wanted {
     /// When it is not there, no directory, or taken.
     pub fn check(&mut self, device: Option<&Path>) -> Result<(), NodeError> {
         let given = self.directory.clone();
-        self.directory =
-            std::fs::canonicalize(&given).map_err(|source| NodeError::NoDirectory(given.clone(), source))?;
+        if self.pinned.is_none() {
+            self.directory =
+                std::fs::canonicalize(&given).map_err(|source| NodeError::NoDirectory(given.clone(), source))?;
+        }
         if !self.directory.is_dir() {
             return Err(NodeError::NotADirectory(given));
         }
@@ -160,6 +167,9 @@ pub async fn mount(device: &Path, volume: &str, wanted: &Wanted) -> Result<Files
         Content::Blank if wanted.read_only => return Err(NodeError::NothingToRead { volume: volume.into() }),
         Content::Blank => {
             let filesystem = wanted.filesystem.unwrap_or(Filesystem::Ext4);
+            if filesystem == Filesystem::Xfs && device_bytes(device).await.map_err(failed)? < XFS_BYTES_MIN {
+                return Err(NodeError::TooSmall(volume.into()));
+            }
             make(device, filesystem).await.map_err(failed)?;
             filesystem
         }
@@ -173,8 +183,14 @@ pub async fn mount(device: &Path, volume: &str, wanted: &Wanted) -> Result<Files
     }
     let first = if wanted.read_only { "ro" } else { "rw" };
     let options = std::iter::once(first).chain(wanted.options.iter().map(String::as_str)).collect::<Vec<_>>().join(",");
-    let words = ["-t", filesystem.name(), "-o", &options].map(Path::new);
-    tool::must(LONG, "mount", &[&words[..], &[device, &wanted.directory]].concat()).await.map_err(failed)?;
+    // As the paths are: nothing is to be looked up in fstab, and what is pinned has a path that is none for long.
+    let words = ["--no-canonicalize", "-t", filesystem.name(), "-o", &options].map(Path::new);
+    let directory = wanted.pinned.as_ref().map_or(wanted.directory.clone(), Pinned::path);
+    tool::must(LONG, "mount", &[&words[..], &[device, &directory]].concat()).await.map_err(failed)?;
+    if wanted.pinned.is_some() && !mounts::of(device).contains(&wanted.directory) {
+        unmount(device, volume).await?;
+        return Err(NodeError::Moved(wanted.directory.clone()));
+    }
     // The device may have grown while it was mounted nowhere. Where it has not, this changes nothing.
     if filesystem == Filesystem::Xfs
         && !wanted.read_only

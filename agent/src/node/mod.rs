@@ -93,6 +93,9 @@ pub enum NodeError {
     /// Something else.
     #[error("cannot mount on {0}: it is not a directory")]
     NotADirectory(PathBuf),
+    /// Somebody has changed the path meanwhile.
+    #[error("{0} was moved while a volume was mounted there, and nothing is mounted: try again when nobody moves it")]
+    Moved(PathBuf),
     /// It is taken.
     #[error("cannot mount on {directory}: a filesystem ({kind}) is mounted there already. Choose another directory")]
     MountedOn {
@@ -123,6 +126,11 @@ pub enum NodeError {
         /// The volume.
         volume: String,
     },
+    /// No room for that filesystem.
+    #[error(
+        "volume {0:?} is too small for XFS, which has at least 300 MiB: grow it (torusctl volume resize), or take ext4"
+    )]
+    TooSmall(String),
     /// Read-only and empty.
     #[error("volume {volume:?} is empty and attached read-only: there is nothing to mount")]
     NothingToRead {
@@ -359,17 +367,15 @@ impl Attachments {
         Ok(self.records.save(record)?)
     }
 
-    /// Unmounts an attached volume from everywhere. The caller holds its lock.
+    /// Unmounts an attached volume from everywhere. The caller holds its lock. Where it was stays in its record until it is detached,
+    /// so that whoever asks for that by its directory is understood also after a crash in between.
     ///
     /// # Errors
     /// When somebody uses it.
-    pub async fn unmount(&self, record: &mut Record) -> Result<(), NodeError> {
+    pub async fn unmount(&self, record: &Record) -> Result<(), NodeError> {
         if let Some(device) = &record.device {
             filesystem::unmount(device, &record.name).await?;
             host::free(device, &record.name).await?;
-        }
-        if record.mount.take().is_some() {
-            self.records.save(record)?;
         }
         Ok(())
     }

@@ -5,10 +5,11 @@
 //! kernel that there still is under a kubelet.
 
 use rustix::fd::OwnedFd;
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, mkdirat, openat, statat, unlinkat};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, fstat, mkdirat, openat, statat, unlinkat};
 use rustix::io::Errno;
 use std::ffi::OsStr;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::path::{Component, Path, PathBuf};
 
 /// The longest path that a system takes.
@@ -129,6 +130,24 @@ impl Places {
         }
     }
 
+    /// Takes hold of what there is at `place`, or of what is mounted there: whoever changes a part of the path afterwards changes
+    /// nothing of that.
+    ///
+    /// # Errors
+    /// When nothing is there, or the path goes through a link.
+    pub fn pin(&self, place: &Path) -> Result<Pinned, PlaceError> {
+        let (parent, name) = self.walk(place)?;
+        match openat(&parent, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()) {
+            Ok(found) => match fstat(&found).map(|stat| FileType::from_raw_mode(stat.st_mode)) {
+                Ok(FileType::Symlink) => Err(PlaceError::Link(place.into())),
+                Ok(_) => Ok(Pinned(found)),
+                Err(error) => Err(io_error("look at", place)(error)),
+            },
+            Err(Errno::NOENT) => Err(PlaceError::Absent(place.into())),
+            Err(error) => Err(io_error("open", place)(error)),
+        }
+    }
+
     /// Makes a directory at `place`, or leaves the one that is there.
     ///
     /// # Errors
@@ -195,6 +214,18 @@ impl Places {
     }
 }
 
+/// What there was at a place, whatever becomes of the path.
+#[derive(Debug)]
+pub struct Pinned(OwnedFd);
+
+impl Pinned {
+    /// A path that leads to it, from this process and from its children.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd()).into()
+    }
+}
+
 fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(Errno) -> PlaceError {
     let path = path.to_owned();
     move |error| PlaceError::Io { doing, path, source: error.into() }
@@ -241,8 +272,24 @@ mod tests {
             assert!(matches!(places.remove(&link), Err(PlaceError::Other(..))));
             assert!(matches!(places.directory(&link), Err(PlaceError::Other(..))));
         }
+        assert!(matches!(places.pin(&through), Err(PlaceError::Link(_))));
+        assert!(matches!(places.pin(&places.root().join("link")), Err(PlaceError::Link(_))));
         assert_eq!(fs::read(outside.path().join("precious")).unwrap(), b"data");
         assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_is_pinned_stays_what_it_was() {
+        let directory = tempfile::tempdir().unwrap();
+        let places = Places::below(directory.path()).unwrap();
+        let place = places.root().join("d");
+        places.make_directory(&place).unwrap();
+        fs::write(place.join("inside"), b"data").unwrap();
+        let pinned = places.pin(&place).unwrap();
+        fs::rename(&place, places.root().join("elsewhere")).unwrap();
+        symlink("/etc", &place).unwrap();
+        assert_eq!(fs::read(pinned.path().join("inside")).unwrap(), b"data");
+        assert!(matches!(places.pin(&places.root().join("nothing")), Err(PlaceError::Absent(_))));
     }
 
     #[test]

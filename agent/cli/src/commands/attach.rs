@@ -235,6 +235,7 @@ async fn attach(global: &Global, args: Args, printer: Printer) -> Result<(), Fai
         filesystem: args.fs,
         read_only: args.read_only,
         options: Vec::new(),
+        pinned: None,
     });
     let (mut before, mut served, mut gone) = (None, false, None);
     match attachments.settle(info.id).await? {
@@ -480,9 +481,9 @@ pub async fn detach(args: DetachArgs, printer: Printer) -> Result<(), Failure> {
             );
             return Err(Failure::failed_as(FailureKind::Refused, text).next(next));
         }
-        Settled::Attached(mut record) => {
+        Settled::Attached(record) => {
             let log = attachments.records().place(volume).join("log");
-            patiently("unmounting", &log, attachments.unmount(&mut record)).await?;
+            patiently("unmounting", &log, attachments.unmount(&record)).await?;
             node::end(attachments.records(), &record, LET_GO).await?;
             (record, "detached")
         }

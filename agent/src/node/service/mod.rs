@@ -177,7 +177,7 @@ impl NodeService {
                 }
                 places.directory(&directory)?;
                 let Attach { filesystem, options, .. } = asked;
-                Some(Wanted { directory, filesystem, read_only, options })
+                Some(Wanted { directory, filesystem, read_only, options, pinned: None })
             }
         };
         let _right = attachments.lock(info.id).await?;
@@ -283,6 +283,7 @@ impl NodeService {
                 mount.directory.display()
             )));
         }
+        wanted.pinned = Some(self.0.places.pin(&wanted.directory)?);
         wanted.check(Some(&device))?;
         self.0.attachments.mount(record, wanted).await?;
         Ok(())
@@ -340,7 +341,7 @@ impl NodeService {
         };
         let holding = keeper.holding();
         holding.end().await;
-        let closed = match attachments.unmount(&mut record).await {
+        let closed = match attachments.unmount(&record).await {
             Ok(()) => keeper.close().await,
             Err(error) => Err(error),
         };

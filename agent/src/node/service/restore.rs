@@ -116,7 +116,7 @@ impl NodeService {
             let (directory, filesystem) = (mount.directory.clone(), Some(mount.filesystem));
             places.directory(&directory)?;
             let options = Vec::new();
-            let mut wanted = Wanted { directory, filesystem, read_only: before.read_only, options };
+            let mut wanted = Wanted { directory, filesystem, read_only: before.read_only, options, pinned: None };
             self.mount_staged(&mut record, &mut wanted).await?;
         }
         for target in before.targets {

@@ -4,6 +4,7 @@
 
 use super::{Inner, NodeService};
 use crate::grpc::Failure;
+use crate::node::places::{Pinned, Places};
 use crate::node::tool::{self, LONG};
 use crate::node::{NodeError, Record, Target, mounts};
 use nix::mount::{MsFlags, mount};
@@ -89,28 +90,16 @@ impl NodeService {
         if let Some(other) = mounts::on(&target.path) {
             return Err(NodeError::MountedOn { directory: target.path, kind: other.kind }.into());
         }
-        let (path, read_only) = (target.path.clone(), target.read_only);
-        record.targets.push(target);
+        record.targets.push(target.clone());
         attachments.records().save(record)?;
-        let binding = spawn_blocking(move || {
-            let none = None::<&Path>;
-            mount(Some(&source), &path, none, MsFlags::MS_BIND, none)?;
-            if read_only {
-                mount(none, &path, none, MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, none)?;
-            }
-            Ok::<_, nix::Error>(())
-        });
-        let bound = binding.await.unwrap_or(Err(nix::Error::EIO));
-        let Some(target) = record.targets.last().filter(|_| bound.is_err()).cloned() else { return Ok(()) };
+        let (places, place) = (places.clone(), target.clone());
+        let binding = spawn_blocking(move || bind(&places, &source, &place));
+        let bound = binding.await.unwrap_or_else(|error| Err(Failure::Refused(Code::Internal, error.to_string())));
+        let Err(failure) = bound else { return Ok(()) };
         // Half done is undone; why it failed matters more than how that went.
         let _ = self.unbind(record, &target).await;
-        let text = format!(
-            "cannot mount volume {:?} at {}: {}",
-            record.name,
-            target.path.display(),
-            bound.err().unwrap_or(nix::Error::EIO)
-        );
-        Err(Failure::Refused(Code::Internal, text))
+        let text = format!("cannot mount volume {:?} at {}: {failure}", record.name, target.path.display());
+        Err(Failure::Refused(failure.code(), text))
     }
 
     /// Takes a volume from one of its places.
@@ -158,6 +147,27 @@ impl NodeService {
         record.targets.retain(|found| found.path != target.path);
         Ok(attachments.records().save(record)?)
     }
+}
+
+/// Binds `source`, a device or a place, to what there is at `target`. Both are taken hold of first: a path that is changed
+/// meanwhile leads nowhere else.
+fn bind(places: &Places, source: &Path, target: &Target) -> Result<(), Failure> {
+    let refused = |error: nix::Error| Failure::Refused(Code::Internal, error.to_string());
+    let none = None::<&Path>;
+    let staged = if target.block { None } else { Some(places.pin(source)?) };
+    let source = staged.as_ref().map_or(source.to_owned(), Pinned::path);
+    let place = places.pin(&target.path)?;
+    mount(Some(&source), &place.path(), none, MsFlags::MS_BIND, none).map_err(refused)?;
+    // What is there now is what was mounted.
+    let mounted = places.pin(&target.path)?;
+    if mounts::on(&target.path).is_none() {
+        return Err(NodeError::Moved(target.path.clone()).into());
+    }
+    if target.read_only {
+        let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+        mount(none, &mounted.path(), none, flags, none).map_err(refused)?;
+    }
+    Ok(())
 }
 
 /// Forgets targets at which nothing is mounted any more.

@@ -121,8 +121,13 @@ impl<'a> Mounted<'a> {
             let keeper = Keeper::start(records, world.side(), volume.clone(), wish).await?;
             let record = keeper.record().clone();
             let mut mounted = Self { runtime, attachments, keeper: Some(keeper), record };
-            let mut wanted =
-                Wanted { directory: directory.to_owned(), filesystem: None, read_only: false, options: Vec::new() };
+            let mut wanted = Wanted {
+                directory: directory.to_owned(),
+                filesystem: None,
+                read_only: false,
+                options: Vec::new(),
+                pinned: None,
+            };
             wanted.check(mounted.record.device.as_deref())?;
             mounted.attachments.mount(&mut mounted.record, &wanted).await?;
             Ok(mounted)
@@ -133,7 +138,7 @@ impl<'a> Mounted<'a> {
     pub fn close(mut self) -> Result<(), Failure> {
         self.runtime.block_on(async {
             let _right = self.attachments.lock(self.record.volume).await?;
-            self.attachments.unmount(&mut self.record).await?;
+            self.attachments.unmount(&self.record).await?;
             if let Some(keeper) = &mut self.keeper {
                 keeper.close().await?;
             }
