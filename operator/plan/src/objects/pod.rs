@@ -179,6 +179,10 @@ fn shared(name: &str, path: &str) -> Value {
 /// The container that serves CSI on a node. It mounts nothing itself: the agent does.
 pub fn csi_node_container(source: &Source<'_>) -> Value {
     let kubelet = &source.spec.node_plugin.kubelet_dir;
+    let mut kubelet_mount = mount("kubelet", kubelet);
+    // What volumes' mounts it sees when it starts must go from it too when they go from the host: a copy kept here would keep their
+    // devices in use for as long as this container runs.
+    kubelet_mount["mountPropagation"] = json!("HostToContainer");
     json!({
         "name": "csi-node",
         "image": source.image(),
@@ -199,7 +203,7 @@ pub fn csi_node_container(source: &Source<'_>) -> Value {
             "readOnlyRootFilesystem": true,
             "capabilities": {"drop": ["ALL"], "add": ["DAC_OVERRIDE"]},
         },
-        "volumeMounts": [mount("run", RUN_DIR), mount("kubelet", kubelet)],
+        "volumeMounts": [mount("run", RUN_DIR), kubelet_mount],
     })
 }
 
