@@ -42,6 +42,12 @@ pub const JOBS: [Job; 7] = [
     job("r1m_q8", "sequential 1 MiB reads, depth 8", "read", 1 << 20, 8),
 ];
 
+/// The job that is called `name`.
+pub fn job_named(name: &str) -> Result<Job, String> {
+    let names = || JOBS.map(|job| job.name).join(", ");
+    JOBS.into_iter().find(|job| job.name == name).ok_or_else(|| format!("no such job: there are {}", names()))
+}
+
 /// Fills the whole of a target, so that reads find data.
 pub const FILL: Job = job("fill", "writes everything once", "write", 1 << 20, 8);
 /// What a replica-2 write at depth 1 costs a disk: frame header and payload, then a sync.

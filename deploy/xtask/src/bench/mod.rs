@@ -48,6 +48,13 @@ pub struct Options {
     /// Seconds for each job on each target in a round.
     #[arg(long, default_value_t = 5)]
     seconds: u64,
+    /// Torus at these numbers of copies. What --check judges needs 2 alone.
+    #[arg(long, value_name = "COPIES", value_delimiter = ',', default_values_t = REPLICAS,
+          value_parser = clap::value_parser!(u8).range(1..=3))]
+    replicas: Vec<u8>,
+    /// These jobs alone, by their names in the report.
+    #[arg(long, value_name = "JOB", value_delimiter = ',', value_parser = fio::job_named)]
+    only: Vec<fio::Job>,
     /// Where disks and sockets are put; its filesystem is what is measured.
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
@@ -81,9 +88,12 @@ pub fn run(options: &Options) -> Result<bool> {
     }?;
     let dir = scratch.path();
     println!("building, and starting a cluster");
-    let cluster = targets::cluster(bytes, dir)?;
+    let mut replicas = options.replicas.clone();
+    replicas.sort_unstable();
+    replicas.dedup();
+    let cluster = targets::cluster(bytes, &replicas, dir)?;
     let mut targets = vec![targets::nbdkit(bytes, dir)?, targets::raw(bytes, dir)?];
-    for replicas in REPLICAS {
+    for replicas in replicas {
         targets.push(targets::torus(&cluster, replicas, bytes)?);
     }
     for target in &targets {
@@ -94,7 +104,7 @@ pub fn run(options: &Options) -> Result<bool> {
     let mut floors = Vec::new();
     for round in 1..=rounds {
         floors.push(floor(&targets[1], bytes, time, dir)?);
-        for job in JOBS {
+        for job in JOBS.into_iter().filter(|job| options.only.is_empty() || options.only.contains(job)) {
             for target in &targets {
                 let measured = measure(job, target, bytes, time, round, dir)?;
                 println!("round {round} {:<9} {:<14} {:>9.0} IOPS", job.name, target.name, measured.run.iops());
@@ -103,7 +113,7 @@ pub fn run(options: &Options) -> Result<bool> {
         }
     }
     let floor = report::middle(&floors).context("no round was run")?;
-    let bars = bars::judge(&table, &floor);
+    let bars = bars::judge(&table, &floors);
     report::write(&options.out, &table, &floor, bars.as_deref().unwrap_or_default(), bytes, time, dir)?;
     for bar in bars.iter().flatten() {
         println!("{}", bar.shown());

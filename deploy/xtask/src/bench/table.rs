@@ -63,6 +63,11 @@ impl Table {
         names
     }
 
+    /// The runs of one round.
+    pub fn round(&self, round: u32) -> Table {
+        Table { runs: self.runs.iter().filter(|run| run.round == round).cloned().collect() }
+    }
+
     /// The figures of `job` on `target`; `None` if it was not run.
     pub fn figures(&self, target: &str, job: &str) -> Option<Figures> {
         let runs: Vec<&Measured> = self.runs.iter().filter(|run| run.target == target && run.job == job).collect();
@@ -121,7 +126,7 @@ fn latencies(figures: &Figures) -> String {
 }
 
 /// The value in the middle, or the mean of the two there.
-fn median(mut values: Vec<f64>) -> Option<f64> {
+pub(super) fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     let upper = *values.get(values.len() / 2)?;
     Some(if values.len() % 2 == 1 { upper } else { f64::midpoint(values[values.len() / 2 - 1], upper) })

@@ -60,10 +60,11 @@ pub fn raw(bytes: u64, scratch: &Path) -> Result<Target> {
 /// Agents of the cluster that is measured.
 const AGENTS: usize = 3;
 
-/// A cluster with disks below `base` that hold what the volumes of `bytes` at replicas 1, 2 and 3 write, and as much again for
-/// what is overwritten.
-pub fn cluster(bytes: u64, base: &Path) -> Result<Cluster> {
-    let disk_mib = ((1 + 2 + 3) * bytes / AGENTS as u64 * 3) >> 20;
+/// A cluster with disks below `base` that hold three times what volumes of `bytes` with these numbers of copies do: there is to
+/// be room for what is overwritten.
+pub fn cluster(bytes: u64, replicas: &[u8], base: &Path) -> Result<Cluster> {
+    let copies: u64 = replicas.iter().copied().map(u64::from).sum();
+    let disk_mib = (copies * bytes / AGENTS as u64 * 3) >> 20;
     let options = Options {
         agents: AGENTS,
         disk_size: format!("{}MiB", disk_mib.max(2048)),
