@@ -5,9 +5,11 @@
 //! the next commit. Nothing is polled: an idle plane sleeps in `epoll`.
 //!
 //! 1. What the member says is sent after what it wants of the disks is under way, never before.
-//! 2. The thread blocks for nothing but `epoll`. Metadata, metrics, health: all that lives on the control side, which
+//! 2. The thread blocks for nothing but `epoll`, and for a small operation of an only disk while it has nothing else to do
+//!    ([`alone`]). Metadata, metrics, health: all that lives on the control side, which
 //!    asks here by [`Command`] and gives up on an answer rather than wait.
 
+mod alone;
 mod plane;
 mod report;
 

@@ -1,5 +1,6 @@
 //! The task that owns the member and its disks.
 
+use super::alone::Alone;
 use super::report::{DiskReport, Report};
 use crate::clock::Clock;
 use crate::tdp::Server;
@@ -53,6 +54,7 @@ pub struct Plane {
     pool: BufferPool,
     commands: mpsc::Receiver<Command>,
     commit_seconds: Histogram,
+    alone: Alone,
     /// When the commit in flight on each disk began.
     committing: BTreeMap<DiskNo, Instant>,
     effects: MemberEffects,
@@ -95,6 +97,7 @@ impl Plane {
             pool,
             commands,
             commit_seconds,
+            alone: Alone::default(),
             committing,
             effects,
             requests,
@@ -158,11 +161,46 @@ impl Plane {
     /// Takes everything that is there, and does everything that follows from it.
     fn turn(&mut self) {
         self.server.take(&mut self.requests);
-        self.events.extend(self.requests.drain(..).map(|(req, request)| MemberEvent::Request { req, request }));
-        if !self.events.is_empty() {
-            self.member.step_all(self.clock.now(), self.events.drain(..), &mut self.effects);
+        if !self.requests.is_empty() {
+            self.alone.met(Instant::now());
         }
-        self.carry_out();
+        self.events.extend(self.requests.drain(..).map(|(req, request)| MemberEvent::Request { req, request }));
+        loop {
+            let mut performed = false;
+            if !self.events.is_empty() {
+                self.member.step_all(self.clock.now(), self.events.drain(..), &mut self.effects);
+                performed = self.perform();
+            }
+            self.carry_out();
+            if !performed {
+                return;
+            }
+            self.alone.answered(Instant::now());
+        }
+    }
+
+    /// Carries out what the step asks of the disk, if that is one thing and nothing else is to be done meanwhile. What
+    /// came of it is then among the events.
+    fn perform(&mut self) -> bool {
+        let MemberEffects { ops, replies, .. } = &mut self.effects;
+        let ([disk], [(number, op)]) = (&self.disks[..], &ops[..]) else { return false };
+        if !replies.is_empty() || disk.get_ref().outstanding() > 0 {
+            return false;
+        }
+        let began = Instant::now();
+        if !self.alone.takes(op, began) {
+            return false;
+        }
+        let number = *number;
+        let Some((_, op)) = ops.pop() else { return false };
+        let event = disk.get_ref().perform(op);
+        let ended = Instant::now();
+        self.alone.done(began, ended);
+        if let DiskEvent::Committed { .. } = event {
+            self.commit_seconds.observe(ended.duration_since(began).as_secs_f64());
+        }
+        self.events.push(MemberEvent::Disk { disk: number, event });
+        true
     }
 
     /// Collects what a disk has done.

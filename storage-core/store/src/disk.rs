@@ -1,11 +1,11 @@
 //! A disk: the port of `torus_core::member`, carried out on a file or a device.
 
-use crate::buffer::BufferPool;
+use crate::buffer::{AlignedBuf, BufferPool};
 use crate::gather::{assert_range, segments};
 use crate::open::{self, DiskOptions, Engine, Fill, OpenError, Target};
 use crate::scan::Scan;
 use crate::signal::Signal;
-use crate::threads::Threads;
+use crate::threads::{Threads, read_exact, write_and_sync};
 use crate::uring::Uring;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
@@ -146,6 +146,27 @@ impl Disk {
         }
         if let Backend::Uring(uring) = &mut self.backend {
             uring.flush();
+        }
+    }
+
+    /// Carries one operation out on the calling thread, and tells at once how it ended. For who has nothing else to do
+    /// until it is done: with no second thread and nobody to wake, it costs about a third less CPU time than
+    /// [`submit`](Self::submit). What is in flight beside it stays so.
+    ///
+    /// # Panics
+    /// As [`submit`](Self::submit).
+    pub fn perform(&self, op: DiskOp) -> DiskEvent {
+        let Target { bytes, memory_align, pool, .. } = &*self.target;
+        match op {
+            DiskOp::Commit { id, writes } => {
+                let segments = segments(writes, *bytes, *memory_align, pool);
+                DiskEvent::Committed { id, result: write_and_sync(&self.target, &segments) }
+            }
+            DiskOp::Read { id, offset, len } => {
+                assert_range(offset, len, *bytes);
+                let result = read_exact(&self.target, offset, pool.take(len));
+                DiskEvent::Read { id, result: result.map(AlignedBuf::freeze) }
+            }
         }
     }
 

@@ -120,7 +120,7 @@ impl Shared {
 
     fn commit_all(&self) {
         while let Some((id, segments)) = self.next(&self.commit_wanted, |queue| queue.commits.pop_front()) {
-            let result = self.write_and_sync(&segments);
+            let result = write_and_sync(&self.target, &segments);
             // The memory goes back before the event goes out, so that who waits for one finds the other.
             drop(segments);
             self.report(DiskEvent::Committed { id, result });
@@ -134,20 +134,6 @@ impl Shared {
         }
     }
 
-    fn write_and_sync(&self, segments: &[Segment]) -> Result<(), DiskError> {
-        let Target { file, path, .. } = &*self.target;
-        for segment in segments {
-            let slices: Vec<IoSlice<'_>> = segment.pieces.iter().map(|piece| IoSlice::new(piece)).collect();
-            match retry_on_intr(|| rustix::io::pwritev(file, &slices, segment.offset)) {
-                Ok(done) if done == segment.len => {}
-                Ok(done) => return Err(short("write", path, segment.offset, done, segment.len)),
-                Err(error) => return Err(failed("write", path, Some(segment.offset), error)),
-            }
-        }
-        // Not retried, whatever it says: the pages that failed may be called clean the second time.
-        rustix::fs::fdatasync(file).map_err(|error| failed("sync", path, None, error))
-    }
-
     fn report(&self, event: DiskEvent) {
         let mut done = lock(&self.done);
         done.push(event);
@@ -155,6 +141,21 @@ impl Shared {
             self.signal.raise();
         }
     }
+}
+
+/// Writes all of `segments` and makes them durable, on the calling thread.
+pub(crate) fn write_and_sync(target: &Target, segments: &[Segment]) -> Result<(), DiskError> {
+    let Target { file, path, .. } = target;
+    for segment in segments {
+        let slices: Vec<IoSlice<'_>> = segment.pieces.iter().map(|piece| IoSlice::new(piece)).collect();
+        match retry_on_intr(|| rustix::io::pwritev(file, &slices, segment.offset)) {
+            Ok(done) if done == segment.len => {}
+            Ok(done) => return Err(short("write", path, segment.offset, done, segment.len)),
+            Err(error) => return Err(failed("write", path, Some(segment.offset), error)),
+        }
+    }
+    // Not retried, whatever it says: the pages that failed may be called clean the second time.
+    rustix::fs::fdatasync(file).map_err(|error| failed("sync", path, None, error))
 }
 
 /// Fills all of `buffer` from `offset`, on the calling thread.

@@ -164,6 +164,24 @@ fn a_commit_of_one_place_and_one_of_nothing_are_commits_too() {
 }
 
 #[test]
+fn what_is_performed_is_done_when_it_is_told() {
+    everywhere(|disk, path| {
+        let pool = disk.pool().clone();
+        // Beside something that is on its way, which it leaves alone.
+        disk.submit(DiskOp::Commit { id: 1, writes: vec![write(8 << 20, [aligned(&pool, 4, 1)])] });
+        let writes = vec![write(0, [crooked(1, 2), aligned(&pool, 2, 3)]), write(9 * BLOCK as u64, [crooked(1, 4)])];
+        assert_eq!(disk.perform(DiskOp::Commit { id: 2, writes }), DiskEvent::Committed { id: 2, result: Ok(()) });
+        let on_disk = fs::read(path).unwrap();
+        assert_eq!(on_disk[..3 * BLOCK], [pattern(1, 2), pattern(2, 3)].concat());
+        let read = disk.perform(DiskOp::Read { id: 3, offset: 9 * BLOCK as u64, len: BLOCK });
+        assert_eq!(read, DiskEvent::Read { id: 3, result: Ok(pattern(1, 4).into()) });
+        drop(read);
+        assert_eq!(finish(disk), [DiskEvent::Committed { id: 1, result: Ok(()) }]);
+        assert_eq!(pool.in_use_bytes(), 0);
+    });
+}
+
+#[test]
 fn the_descriptor_tells_when_there_is_something_and_is_quiet_when_not() {
     everywhere(|disk, _| {
         assert!(!readable(disk));
@@ -234,7 +252,10 @@ fn a_disk_that_became_shorter_gives_errors_and_not_fewer_bytes() {
         let mut disk = Disk::open(&place.path, &DiskOptions { engine, ..options() }).unwrap();
         fs::OpenOptions::new().write(true).open(&place.path).unwrap().set_len(6 * BLOCK as u64).unwrap();
         for (offset, done) in [(4 * BLOCK as u64, 2 * BLOCK), (8 * BLOCK as u64, 0)] {
-            disk.submit(DiskOp::Read { id: 1, offset, len: 4 * BLOCK });
+            let op = DiskOp::Read { id: 1, offset, len: 4 * BLOCK };
+            let performed = disk.perform(op.clone());
+            assert!(matches!(&performed, DiskEvent::Read { id: 1, result: Err(_) }), "{performed:?}");
+            disk.submit(op);
             let Some(DiskEvent::Read { id: 1, result: Err(error) }) = finish(&mut disk).pop() else {
                 panic!("the read at {offset} should have failed")
             };
