@@ -80,6 +80,8 @@ pub const TDP_GREETING_BYTES_MAX: usize = 4096;
 pub const TDP_TEXT_BYTES_MAX: usize = 512;
 /// What a TDP connection reads ahead.
 pub const TDP_STAGING_BYTES: usize = 128 * 1024;
+/// The same after a payload that would have filled all of it.
+pub const TDP_AHEAD_OF_LARGE_BYTES: usize = 4096;
 /// Bytes of buffers that an agent keeps for later use.
 pub const AGENT_BUFFERS_IDLE_BYTES: usize = 32 << 20;
 /// Bytes of buffers that an owner keeps for what agents send.
@@ -120,8 +122,14 @@ pub const NBD_IN_FLIGHT_REQUESTS_MAX: usize = 256;
 /// Payload bytes of one NBD connection that are under way, from the request's header to the reply's last byte. Beyond
 /// it the socket is not read; one request always fits.
 pub const NBD_IN_FLIGHT_BYTES_MAX: usize = NBD_REQUEST_BYTES_MAX as usize;
+/// Bytes of buffers for large payloads that an NBD server keeps for later use.
+pub const NBD_BUFFERS_IDLE_BYTES: usize = 16 << 20;
 /// What one NBD connection reads at once: many small requests in one system call.
 pub const NBD_RECEIVE_BYTES: usize = 256 << 10;
+/// The same after a write whose payload has a buffer of its own: little more than the next header.
+pub const NBD_AHEAD_OF_LARGE_BYTES: usize = 4096;
+/// What one NBD connection leaves with the kernel to be sent, where the kernel allows it: some large replies.
+pub const NBD_SEND_BUFFER_BYTES: usize = 2 << 20;
 
 /// Most bytes of one FUSE read or write: what kernels take at most, too.
 pub const FUSE_REQUEST_BYTES_MAX: u32 = 1 << 20;

@@ -6,19 +6,25 @@
 //! a writer task, would spend more on waking than on the I/O.
 
 use super::outbox::Outbox;
+use super::payload::Payload;
 use super::request::{Completion, Outcome, carry_out, price};
 use crate::device::BlockDevice;
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, BytesMut};
 use futures::stream::{FuturesUnordered, Stream};
+use smallvec::smallvec;
 use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use torus_core::limits::{NBD_IN_FLIGHT_BYTES_MAX, NBD_IN_FLIGHT_REQUESTS_MAX, NBD_RECEIVE_BYTES};
+use torus_core::format::Pieces;
+use torus_core::limits::{
+    NBD_AHEAD_OF_LARGE_BYTES, NBD_IN_FLIGHT_BYTES_MAX, NBD_IN_FLIGHT_REQUESTS_MAX, NBD_RECEIVE_BYTES,
+};
 use torus_core::nbd::{
     BadMagic, Command, Exports, Handshake, HandshakeError, Progress, Refusal, RequestHeader, Session, Shape,
 };
+use torus_store::BufferPool;
 
 /// Payload up to this waits in the receive buffer until it is whole; longer ones get a buffer of their own, into which
 /// the socket is read directly.
@@ -82,7 +88,7 @@ enum Incoming {
     /// A request that was read but does not fit into what may be in flight.
     Waiting { header: RequestHeader, command: Command },
     /// The rest of a write's payload, into the receive buffer or into one of its own.
-    Payload { header: RequestHeader, command: Command, own: Option<BytesMut> },
+    Payload { header: RequestHeader, command: Command, own: Option<Payload> },
     /// The payload of a write that was refused.
     Refused { header: RequestHeader, refusal: Refusal, left: usize },
 }
@@ -93,10 +99,14 @@ pub(super) struct Transmission<S, D, F> {
     device: Rc<D>,
     session: Session,
     input: BytesMut,
+    /// How much is read into `input` while it is empty.
+    ahead: usize,
     incoming: Incoming,
     in_flight: FuturesUnordered<F>,
     /// Makes the future of a request: its type has no name that could stand here.
-    carry_out: fn(Rc<D>, RequestHeader, Command, Bytes, usize) -> F,
+    carry_out: fn(Rc<D>, RequestHeader, Command, Pieces, usize) -> F,
+    /// Where large payloads are received into.
+    memory: BufferPool,
     requests: usize,
     bytes: usize,
     outbox: Outbox,
@@ -117,6 +127,7 @@ pub(super) async fn transmit<S, D>(
     device: Rc<D>,
     session: Session,
     input: BytesMut,
+    memory: BufferPool,
     stopping: impl Future<Output = ()>,
 ) -> Result<(), ConnectionError>
 where
@@ -128,9 +139,11 @@ where
         device,
         session,
         input,
+        ahead: NBD_RECEIVE_BYTES,
         incoming: Incoming::Header,
         in_flight: FuturesUnordered::new(),
         carry_out,
+        memory,
         requests: 0,
         bytes: 0,
         outbox: Outbox::new(),
@@ -241,15 +254,18 @@ where
     }
 
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        if let Incoming::Payload { command: Command::Write { len, .. }, own: Some(own), .. } = &mut self.incoming {
-            let left = *len as usize - own.len();
-            return pin!(self.socket.read_buf(&mut own.limit(left))).poll(cx);
+        if let Incoming::Payload { own: Some(own), .. } = &mut self.incoming {
+            let n = ready!(pin!(self.socket.read(own.room())).poll(cx))?;
+            own.arrived(n);
+            return Poll::Ready(Ok(n));
         }
         if self.input.capacity() - self.input.len() < RECEIVE_ROOM_MIN {
             // Takes the same memory again when every write that was cut from it is done.
             self.input.reserve(NBD_RECEIVE_BYTES);
         }
-        let n = ready!(pin!(self.socket.read_buf(&mut self.input)).poll(cx))?;
+        // Where a large payload is likely to follow, most of it is not to come by way of this buffer.
+        let ahead = if self.input.is_empty() { self.ahead } else { NBD_RECEIVE_BYTES };
+        let n = ready!(pin!(self.socket.read_buf(&mut (&mut self.input).limit(ahead))).poll(cx))?;
         Poll::Ready(Ok(n))
     }
 
@@ -275,10 +291,10 @@ where
                 Incoming::Payload { header, command, own } => {
                     let len = header.payload_len() as usize;
                     match own {
-                        Some(own) if own.len() == len => self.start(header, command, own.freeze()),
+                        Some(own) if own.is_whole() => self.start(header, command, own.into_pieces()),
                         None if self.input.len() >= len => {
                             let data = self.input.split_to(len).freeze();
-                            self.start(header, command, data);
+                            self.start(header, command, smallvec![data]);
                         }
                         own => {
                             self.incoming = Incoming::Payload { header, command, own };
@@ -340,15 +356,21 @@ where
     fn admit(&mut self, header: RequestHeader, command: Command) {
         let len = header.payload_len() as usize;
         if len == 0 {
-            return self.start(header, command, Bytes::new());
+            return self.start(header, command, Pieces::new());
         }
         let mut own = None;
+        self.ahead = if len > INLINE_BYTES_MAX { NBD_AHEAD_OF_LARGE_BYTES } else { NBD_RECEIVE_BYTES };
         if len > self.input.len() {
             if len > INLINE_BYTES_MAX {
-                // Only what arrives is ever touched, so a length that is a lie costs no memory.
-                let mut buffer = BytesMut::with_capacity(len);
-                buffer.extend_from_slice(&self.input.split());
-                own = Some(buffer);
+                let mut payload = Payload::new(&self.memory, len);
+                while !self.input.is_empty() {
+                    let room = payload.room();
+                    let n = room.len().min(self.input.len());
+                    room[..n].copy_from_slice(&self.input[..n]);
+                    self.input.advance(n);
+                    payload.arrived(n);
+                }
+                own = Some(payload);
             } else {
                 self.input.reserve(len - self.input.len());
             }
@@ -356,7 +378,7 @@ where
         self.incoming = Incoming::Payload { header, command, own };
     }
 
-    fn start(&mut self, header: RequestHeader, command: Command, data: Bytes) {
+    fn start(&mut self, header: RequestHeader, command: Command, data: Pieces) {
         let price = price(&command);
         self.in_flight.push((self.carry_out)(self.device.clone(), header, command, data, price));
     }

@@ -24,6 +24,7 @@
 
 mod connection;
 mod outbox;
+mod payload;
 mod request;
 mod server;
 mod socket;

@@ -4,7 +4,6 @@ use super::errno;
 use super::outbox::Outbox;
 use crate::device::{BlockDevice, IoError, StatusExtent, is_zeros};
 use bytes::{Bytes, BytesMut};
-use smallvec::smallvec;
 use std::borrow::Cow;
 use std::rc::Rc;
 use torus_core::format::Pieces;
@@ -51,7 +50,7 @@ pub(super) async fn carry_out<D: BlockDevice>(
     device: Rc<D>,
     header: RequestHeader,
     command: Command,
-    data: Bytes,
+    data: Pieces,
     price: usize,
 ) -> Completion {
     let done = |result: Result<(), IoError>| result.map(|()| Outcome::Done);
@@ -59,7 +58,7 @@ pub(super) async fn carry_out<D: BlockDevice>(
         Command::Read { offset, len, whole } => {
             device.read(offset, len).await.map(|pieces| Outcome::Data { offset, pieces, whole })
         }
-        Command::Write { offset, fua, .. } => done(device.write(offset, smallvec![data], fua).await),
+        Command::Write { offset, fua, .. } => done(device.write(offset, data, fua).await),
         Command::Flush => done(device.flush().await),
         Command::Trim { offset, len, fua } => done(device.trim(offset, len.into(), fua).await),
         Command::WriteZeroes { offset, len, no_hole, fua } => {

@@ -19,8 +19,11 @@ use tokio::task::spawn_local;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use torus_core::ids::BLOCK_SIZE;
-use torus_core::limits::{NBD_CONNECTIONS_MAX, NBD_EXPORTS_MAX, NBD_HANDSHAKE_TIME_MAX, NBD_STRING_BYTES_MAX};
+use torus_core::limits::{
+    NBD_BUFFERS_IDLE_BYTES, NBD_CONNECTIONS_MAX, NBD_EXPORTS_MAX, NBD_HANDSHAKE_TIME_MAX, NBD_STRING_BYTES_MAX,
+};
 use torus_core::nbd::{ExportInfo, Exports, Session};
+use torus_store::BufferPool;
 
 /// How long to wait before accepting again when the system has no more descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -67,6 +70,8 @@ struct Shared<D> {
     connections: Rc<Count>,
     doors: Rc<Count>,
     handshake_time_max: Duration,
+    /// For the large payloads of all connections.
+    memory: BufferPool,
 }
 
 struct Served<D> {
@@ -181,6 +186,7 @@ impl<D: BlockDevice + 'static> Server<D> {
             connections: Rc::default(),
             doors: Rc::default(),
             handshake_time_max,
+            memory: BufferPool::new(NBD_BUFFERS_IDLE_BYTES),
         };
         Self { shared: Rc::new(shared) }
     }
@@ -385,6 +391,7 @@ where
 /// What one connection needs of its export.
 struct Serving<D> {
     device: Rc<D>,
+    memory: BufferPool,
     stopping: Stopping,
     _counted: Counted,
 }
@@ -394,7 +401,7 @@ impl<D: BlockDevice> Shared<D> {
         let exports = self.exports.borrow();
         let served = exports.get(&session.export)?;
         let (device, stopping) = (served.device.clone(), served.stopping.clone());
-        Some(Serving { device, stopping, _counted: served.connections.one() })
+        Some(Serving { device, memory: self.memory.clone(), stopping, _counted: served.connections.one() })
     }
 }
 
@@ -407,7 +414,7 @@ impl<D: BlockDevice> Serving<D> {
         let export = session.export.clone();
         tracing::info!(client, export, "NBD client connected");
         let drained = self.stopping.drain.clone().cancelled_owned();
-        let transmitting = transmit(stream, self.device, session, input, drained);
+        let transmitting = transmit(stream, self.device, session, input, self.memory, drained);
         match self.stopping.now.run_until_cancelled(transmitting).await {
             None => tracing::warn!(client, export, "NBD client closed before all of its requests were answered"),
             Some(Ok(())) => tracing::info!(client, export, "NBD client gone"),

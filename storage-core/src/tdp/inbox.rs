@@ -6,7 +6,7 @@ use super::head::{HEAD_SIZE, Head};
 use super::wire::WireError;
 use crate::format::{crc, get};
 use crate::ids::RpcId;
-use crate::limits::{TDP_GREETING_BYTES_MAX, TDP_STAGING_BYTES};
+use crate::limits::{TDP_AHEAD_OF_LARGE_BYTES, TDP_GREETING_BYTES_MAX, TDP_STAGING_BYTES};
 use bytes::Bytes;
 use std::io::IoSliceMut;
 
@@ -24,7 +24,8 @@ pub trait Memory {
 /// Bytes of one connection on their way to being messages of type `T`.
 ///
 /// Heads and bodies are read into a staging area, many at a time. The first part of a payload usually comes with them
-/// and is copied to where it belongs; the rest is read there directly. A driver's turn is: read into
+/// and is copied to where it belongs; the rest is read there directly. After a large payload another is expected, and
+/// little more than its head is read ahead. A driver's turn is: read into
 /// [`Inbox::space`], say how much with [`Inbox::received`], then call [`Inbox::next`] until it gives `None`.
 #[derive(Debug)]
 pub struct Inbox<T, B> {
@@ -32,6 +33,8 @@ pub struct Inbox<T, B> {
     /// What is received and not yet looked at: `staging[start..end]`.
     start: usize,
     end: usize,
+    /// How much is read into an empty staging area.
+    ahead: usize,
     /// A message whose payload is not complete.
     filling: Option<Filling<T, B>>,
 }
@@ -50,7 +53,7 @@ type Greeted = Result<Welcome, Refusal>;
 
 impl<T: Message, B: AsMut<[u8]>> Default for Inbox<T, B> {
     fn default() -> Self {
-        Inbox { staging: vec![0; TDP_STAGING_BYTES], start: 0, end: 0, filling: None }
+        Inbox { staging: vec![0; TDP_STAGING_BYTES], start: 0, end: 0, ahead: TDP_STAGING_BYTES, filling: None }
     }
 }
 
@@ -69,7 +72,8 @@ impl<T: Message, B: AsMut<[u8]>> Inbox<T, B> {
             Some(f) if self.start == self.end => &mut f.buffer.as_mut()[f.filled..f.len],
             _ => &mut [],
         };
-        [IoSliceMut::new(payload), IoSliceMut::new(&mut self.staging[self.end..])]
+        let until = if self.end == 0 { self.ahead } else { self.staging.len() };
+        [IoSliceMut::new(payload), IoSliceMut::new(&mut self.staging[self.end..until])]
     }
 
     /// Says that `len` bytes were read into what [`Inbox::space`] gave.
@@ -104,6 +108,7 @@ impl<T: Message, B: AsMut<[u8]>> Inbox<T, B> {
             if len == 0 {
                 return Ok(Some((head.rpc, message)));
             }
+            self.ahead = if len >= TDP_STAGING_BYTES { TDP_AHEAD_OF_LARGE_BYTES } else { TDP_STAGING_BYTES };
             self.filling = Some(Filling { rpc: head.rpc, message, buffer: memory.take(len), filled: 0, len });
         }
         let Some(mut f) = self.filling.take() else { return Ok(None) };

@@ -4,7 +4,9 @@ use crate::format::{Digest, Frame, Pieces, Stream, crc};
 use crate::ids::{
     AgentId, BLOCK_SIZE, Blocks, ClusterId, Epoch, ExtentId, ExtentSeq, Incarnation, RpcId, VolumeId, Vseq,
 };
-use crate::limits::{EXTENT_BLOCKS_MAX, FENCE_EXTENTS_MAX, FRAME_BLOCKS_MAX, TDP_STAGING_BYTES};
+use crate::limits::{
+    EXTENT_BLOCKS_MAX, FENCE_EXTENTS_MAX, FRAME_BLOCKS_MAX, TDP_AHEAD_OF_LARGE_BYTES, TDP_STAGING_BYTES,
+};
 use crate::peer::{Class, Copy, FreeSpace, Rejection};
 use crate::time::Duration;
 use bytes::Bytes;
@@ -338,6 +340,25 @@ fn a_large_payload_is_read_straight_to_its_place() {
     })
     .unwrap();
     assert_eq!(inbox.space()[0].len(), wire.len() - TDP_STAGING_BYTES);
+}
+
+#[test]
+fn little_is_read_ahead_of_a_payload_that_follows_a_large_one() {
+    let (mut inbox, mut heap) = (Inbox::<Request, _>::default(), Heap::default());
+    let ahead = |inbox: &mut Inbox<Request, _>| inbox.space()[1].len();
+    assert_eq!(ahead(&mut inbox), TDP_STAGING_BYTES);
+    let extent = ExtentId { volume: VolumeId(1), seq: ExtentSeq(1) };
+    for (count, expected) in [(200, TDP_AHEAD_OF_LARGE_BYTES), (1, TDP_STAGING_BYTES)] {
+        let frame = Frame { header: blocks(1, 1), payload: whole(&[blocks(count, 2)].into_iter().collect()) };
+        let append = Request::Append { extent, epoch: Epoch(1), offset: 0, frame, early: true };
+        let wire = wire_of(&[(RpcId(1), append)]);
+        let mut taken = 0;
+        feed(&mut inbox, &wire, &[usize::MAX], |inbox| {
+            inbox.next(&mut heap).map(|message| taken += usize::from(message.is_some()))
+        })
+        .unwrap();
+        assert_eq!((taken, ahead(&mut inbox)), (1, expected));
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 use super::*;
 use crate::device::testing::MemoryDevice;
 use crate::device::{DeviceInfo, IoError, IoErrorKind, StatusExtent};
+use bytes::Bytes;
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -105,7 +106,14 @@ impl Client {
         let (socket, theirs) = duplex(room);
         let session = Session { export: "x".into(), structured, base_allocation: structured };
         let stop = CancellationToken::new();
-        let server = spawn_local(transmit(theirs, device, session, BytesMut::new(), stop.clone().cancelled_owned()));
+        let server = spawn_local(transmit(
+            theirs,
+            device,
+            session,
+            BytesMut::new(),
+            BufferPool::new(0),
+            stop.clone().cancelled_owned(),
+        ));
         Self { socket, server, stop }
     }
 
@@ -396,7 +404,14 @@ fn what_waited_while_its_client_left_is_never_done() {
         let device = Gate::new(false);
         let (mut socket, theirs) = UnixStream::pair().unwrap();
         let session = Session { export: "x".into(), structured: false, base_allocation: false };
-        let server = spawn_local(transmit(theirs, device.clone(), session, BytesMut::new(), std::future::pending()));
+        let server = spawn_local(transmit(
+            theirs,
+            device.clone(),
+            session,
+            BytesMut::new(),
+            BufferPool::new(0),
+            std::future::pending(),
+        ));
         // To the bound, and one write beyond it.
         for i in 0..NBD_IN_FLIGHT_REQUESTS_MAX as u64 {
             socket.write_all(&request(0, READ, i, 0, 4096)).await.unwrap();
