@@ -33,5 +33,7 @@ pub fn run(options: &Options) -> Result<bool> {
 /// Runs them and counts.
 pub fn tally(only: Vec<String>, keep: bool) -> Result<Outcome> {
     let failures = workspace::root()?.join("target/e2e-failures");
-    scenarios::run(&scenarios::Options { only, keep, cluster: kube::Options::default(), failures })
+    // Three with agents, and one without.
+    let cluster = kube::Options { nodes: 4, ..kube::Options::default() };
+    scenarios::run(&scenarios::Options { only, keep, cluster, failures })
 }

@@ -84,8 +84,9 @@ pub fn detach_loops(devices: &BTreeSet<String>) -> Result<()> {
 
 /// Removes the groups and the bridge of a run whose processes have ended.
 pub fn remove_all(name: &str) -> Result<()> {
-    for hierarchy in hierarchies() {
-        remove_group(&hierarchy.join(name));
+    // The one of version 2 as well, where container runtimes make groups of the same name.
+    for hierarchy in fs::read_dir(GROUPS).into_iter().flatten().flatten() {
+        remove_group(&hierarchy.path().join(name));
     }
     if Path::new("/sys/class/net").join(name).exists() {
         must("ip", ["link", "delete", name])?;

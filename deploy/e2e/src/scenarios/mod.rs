@@ -7,9 +7,14 @@
 //!
 //! All run on one cluster, one after the other, in the order of [`ALL`]: bringing up a cluster takes longer than most of them.
 
+mod deletion;
 mod diagnostics;
+mod faults;
 mod files;
 mod install;
+mod kinds;
+mod ledger;
+mod legacy;
 mod moves;
 mod runner;
 mod world;
@@ -47,5 +52,40 @@ pub const ALL: &[Scenario] = &[
         about: "a TorusVolume with a claim is mounted by a pod",
         run: moves::volume_with_claim,
     },
+    Scenario { name: "raw-block", about: "a pod gets a device, and another node the same", run: kinds::raw_block },
+    Scenario { name: "filesystems", about: "ext4 and XFS, each as its class says", run: kinds::filesystems },
+    Scenario { name: "expansion", about: "volumes grow while pods have them", run: kinds::expansion },
+    Scenario { name: "twenty-at-once", about: "twenty claims and pods at the same time", run: kinds::twenty_at_once },
+    Scenario { name: "flex-volume", about: "a pod mounts by the FlexVolume driver", run: legacy::flex_volume },
+    Scenario {
+        name: "agent-deleted",
+        about: "the agent on a pod's node is replaced while the pod writes",
+        run: faults::agent_deleted,
+    },
+    Scenario {
+        name: "rolling-update",
+        about: "all agents are replaced while a pod writes",
+        run: faults::rolling_update,
+    },
+    Scenario {
+        name: "node-death",
+        about: "a node loses its power; its pod runs elsewhere within a minute, with all it was told is written",
+        run: faults::node_death,
+    },
+    Scenario {
+        name: "deleted-while-mounted",
+        about: "a TorusVolume that is deleted under a pod is held, explained, and gone afterwards",
+        run: deletion::deleted_while_mounted,
+    },
     Scenario { name: "helm-test", about: "helm test provisions, writes, moves and verifies", run: install::helm_test },
+    Scenario {
+        name: "helm-upgrade",
+        about: "the chart changes under a pod with a volume",
+        run: deletion::helm_upgrade,
+    },
+    Scenario {
+        name: "helm-uninstall",
+        about: "uninstalling is refused while data exists, then done, then undone",
+        run: deletion::helm_uninstall,
+    },
 ];

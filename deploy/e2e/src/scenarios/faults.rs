@@ -1,0 +1,155 @@
+//! What breaks while pods write.
+
+use super::World;
+use super::ledger::{self, Ledger};
+use super::world::{GONE, Pod};
+use crate::kube::kubectl::is_true;
+use crate::kube::node::PAUSE_IMAGE;
+use crate::kube::torus::{NAME, NAMESPACE};
+use crate::process::until;
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+
+/// How long a pod of a dead node may take to run elsewhere.
+const FAILOVER: Duration = Duration::from_secs(60);
+
+/// A node loses its power under a pod that writes.
+pub fn node_death(world: &mut World) -> Result<()> {
+    world.claim("data", "1Gi", &json!({}))?;
+    let busy = nodes_of(world, &["operator", "csi-controller"])?;
+    let victim = world.node_names().into_iter().find(|node| !busy.contains(node));
+    let victim = victim.context("every node has the operator or the CSI controller")?;
+    world.apply(&deployment("data", &victim))?;
+    let of = ["pods", "-n", world.namespace(), "-l", "app=writer"];
+    let pods = world.kubectl().until(of, "it runs", GONE, |pods| ready_elsewhere(pods, "").is_some())?;
+    let (first, node) = ready_elsewhere(&pods, "").context("no pod")?;
+    ensure!(node == victim, "the pod is on {node} and not on {victim}");
+    let ledger = Ledger::start(world, &first)?;
+    ledger.until_further(50, GONE)?;
+    let begun = Instant::now();
+    world.cluster_mut().power_off(&victim)?;
+    let told = ledger.end()?;
+    world.say(&format!("{victim} is dead; {told} was written last"));
+    let of = ["pods", "-n", world.namespace(), "-l", "app=writer"];
+    let pods =
+        world.kubectl().until(of, "it runs elsewhere", FAILOVER * 3, |pods| ready_elsewhere(pods, &victim).is_some());
+    let took = begun.elapsed();
+    let (second, node) = ready_elsewhere(&pods?, &victim).context("no pod")?;
+    world.say(&format!("it runs on {node} after {:.1} s", took.as_secs_f64()));
+    ledger::check(world, &second, told)?;
+    let events = world.kubectl().run(["get", "events", "-A"])?;
+    for reason in ["NodeDead", "Fenced", "NodeOutOfService"] {
+        ensure!(events.contains(reason), "no event {reason} tells of it:\n{events}");
+    }
+    world.cluster_mut().power_on(&victim)?;
+    let has_no_taint = |node: &Value| !node["spec"]["taints"].to_string().contains("out-of-service");
+    world.kubectl().until(["node", &victim], "the taint is gone", GONE, has_no_taint)?;
+    world.until_usable()?;
+    ensure!(took <= FAILOVER, "it took {:.1} s until the pod ran elsewhere", took.as_secs_f64());
+    Ok(())
+}
+
+/// A Deployment of one pod that may first run on one node only, and then anywhere.
+fn deployment(claim: &str, prefers: &str) -> Value {
+    let preference = json!({"weight": 100, "preference": {"matchExpressions": [
+        {"key": "kubernetes.io/hostname", "operator": "In", "values": [prefers]},
+    ]}});
+    json!({
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": "writer"},
+        "spec": {
+            "replicas": 1,
+            "strategy": {"type": "Recreate"},
+            "selector": {"matchLabels": {"app": "writer"}},
+            "template": {"metadata": {"labels": {"app": "writer"}}, "spec": {
+                "automountServiceAccountToken": false,
+                "dnsPolicy": "Default",
+                "terminationGracePeriodSeconds": 5,
+                "affinity": {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [preference]}},
+                "containers": [{
+                    "name": "shell",
+                    "image": PAUSE_IMAGE,
+                    "imagePullPolicy": "Never",
+                    "command": ["/bin/sh", "-c", "trap exit TERM INT; sleep 1000000000 & wait"],
+                    "volumeMounts": [{"name": "data", "mountPath": "/data"}],
+                }],
+                "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": claim}}],
+            }},
+        },
+    })
+}
+
+/// The name and node of a ready pod that is not on `dead`.
+fn ready_elsewhere(pods: &Value, dead: &str) -> Option<(String, String)> {
+    pods["items"].as_array()?.iter().find_map(|pod| {
+        let node = pod["spec"]["nodeName"].as_str()?;
+        let is_it = node != dead && is_true(pod, "Ready") && pod["metadata"]["deletionTimestamp"].is_null();
+        is_it.then(|| Some((pod["metadata"]["name"].as_str()?.to_owned(), node.to_owned())))?
+    })
+}
+
+/// The nodes on which pods of these components run.
+fn nodes_of(world: &World, components: &[&str]) -> Result<Vec<String>> {
+    let selector = format!("app.kubernetes.io/component in ({})", components.join(","));
+    let pods = world.kubectl().json(["get", "pods", "-n", NAMESPACE, "-l", &selector])?;
+    let nodes = pods["items"].as_array().into_iter().flatten().map(|pod| pod["spec"]["nodeName"].as_str());
+    Ok(nodes.flatten().map(str::to_owned).collect())
+}
+
+/// The agent that attaches a pod's volume is deleted while the pod writes.
+pub fn agent_deleted(world: &mut World) -> Result<()> {
+    let (ledger, node) = ledger::writer(world, "writer")?;
+    let field = format!("spec.nodeName={node}");
+    let label = "app.kubernetes.io/component=agent";
+    let pods = world.kubectl().json(["get", "pods", "-n", NAMESPACE, "-l", label, "--field-selector", &field])?;
+    let [name, uid] = ["name", "uid"].map(|key| pods["items"][0]["metadata"][key].as_str().map(str::to_owned));
+    let (name, uid) = (name.context("no agent there")?, uid.context("no agent there")?);
+    ledger.until_further(20, GONE)?;
+    world.kubectl().run(["delete", "pod", &name, "-n", NAMESPACE, "--wait=false"])?;
+    world.kubectl().until(["pod", &name, "-n", NAMESPACE], "another one is ready", GONE * 2, |pod| {
+        pod["metadata"]["uid"].as_str() != Some(&uid) && is_true(pod, "Ready")
+    })?;
+    world.say(&format!("{name} on {node} is replaced"));
+    // The pod's own process has not noticed more than a pause.
+    ledger.until_further(20, GONE)?;
+    let told = ledger.end()?;
+    ledger::check(world, "writer", told)?;
+    world.delete_pod("writer")?;
+    world.run_pod(&Pod::new("reader", "writer").on(&world.other_than(&node)?))?;
+    ledger::check(world, "reader", told)?;
+    world.delete_pod("reader")
+}
+
+/// All agents are brought to another revision while a pod writes.
+pub fn rolling_update(world: &mut World) -> Result<()> {
+    let (ledger, _) = ledger::writer(world, "writer")?;
+    let of = ["toruscluster", NAME, "-n", NAMESPACE];
+    let revision = |world: &World| -> Result<Value> {
+        let set = world.kubectl().json(["get", "sts", &format!("{NAME}-agent"), "-n", NAMESPACE])?;
+        Ok(set["status"]["updateRevision"].clone())
+    };
+    let before = revision(world)?;
+    let patch = json!({"spec": {"agent": {"resources": {"requests": {"cpu": "110m"}}}}}).to_string();
+    world.kubectl().run(["patch", of[0], of[1], of[2], of[3], "--type=merge", "-p", &patch])?;
+    until("there is a new revision", GONE, || {
+        std::thread::sleep(Duration::from_secs(1));
+        Ok(revision(world)? != before)
+    })?;
+    let now = revision(world)?;
+    let selector = "app.kubernetes.io/component=agent";
+    let pods = ["pods", "-n", NAMESPACE, "-l", selector];
+    world.kubectl().until(pods, "all agents are of the new revision", GONE * 4, |pods| {
+        let pods = pods["items"].as_array();
+        pods.is_some_and(|pods| {
+            pods.iter().all(|pod| pod["metadata"]["labels"]["controller-revision-hash"] == now && is_true(pod, "Ready"))
+        })
+    })?;
+    world.cluster().until_pool_is_ready()?;
+    ledger.until_further(20, GONE)?;
+    let told = ledger.end()?;
+    world.say(&format!("{told} was written last, with all agents of the new revision"));
+    ledger::check(world, "writer", told)?;
+    world.delete_pod("writer")
+}
