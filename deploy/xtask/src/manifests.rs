@@ -1,12 +1,13 @@
 //! `deploy/manifests/torus.yaml`: the chart, rendered, for clusters where helm is not used.
 //!
-//! Rendered by helm itself, so that it is what helm would install. It is looked for in the cache of the cluster tests, then in the
-//! path; a checkout without it cannot check the file, and says so.
+//! Rendered by helm itself, so that it is what helm would install: the one in the path, or one built from its Go module, as the
+//! cluster tests do. Without either the file cannot be checked, which is said.
 
 use crate::workspace::{self, works};
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use torus_e2e::kube::{Progress, go};
 
 /// The version that the chart is rendered for.
 const KUBE_VERSION: &str = "1.34.4";
@@ -27,7 +28,7 @@ pub struct Options {
 /// Renders the chart and writes the file, or compares.
 pub fn run(options: &Options) -> Result<bool> {
     let Some(helm) = helm() else {
-        bail!("helm is not here. Get it: GOBIN=~/.cache/torus-e2e/bin go install helm.sh/helm/v3/cmd/helm@v3.19.4");
+        bail!("helm is not here, and cannot be built");
     };
     let root = workspace::root()?;
     if !workspace::succeeds(
@@ -47,11 +48,12 @@ pub fn run(options: &Options) -> Result<bool> {
     Ok(true)
 }
 
-/// Where helm is, if it is here.
+/// Where helm is: in the path, or built from its Go module.
 pub fn helm() -> Option<PathBuf> {
-    let cached = std::env::home_dir().map(|home| home.join(".cache/torus-e2e/bin/helm"));
-    let places = cached.into_iter().chain([PathBuf::from("helm")]);
-    places.into_iter().find(|place| place.to_str().is_some_and(|place| works(place, &["version"])))
+    if works("helm", &["version"]) {
+        return Some("helm".into());
+    }
+    go::HELM.program("helm", &Progress::default()).map_err(|error| eprintln!("{error:#}")).ok()
 }
 
 fn render(helm: &Path, root: &Path) -> Result<String> {

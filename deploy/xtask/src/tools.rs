@@ -37,6 +37,14 @@ const TOOLS: &[Tool] = &[
     Tool { program: "bison", args: &["--version"], package: "bison" },
     Tool { program: "flex", args: &["--version"], package: "flex" },
     Tool { program: "pkg-config", args: &["--exists", "glib-2.0"], package: "libglib2.0-dev" },
+    Tool { program: "containerd", args: &["--version"], package: "containerd" },
+    Tool { program: "runc", args: &["--version"], package: "runc" },
+    Tool { program: "test", args: &["-x", "/usr/lib/cni/ptp"], package: "containernetworking-plugins" },
+    Tool { program: "buildah", args: &["--version"], package: "buildah" },
+    Tool { program: "mmdebstrap", args: &["--version"], package: "mmdebstrap" },
+    Tool { program: "iptables", args: &["--version"], package: "iptables" },
+    Tool { program: "ip", args: &["-V"], package: "iproute2" },
+    Tool { program: "sysctl", args: &["--version"], package: "procps" },
     Tool { program: "fusermount3", args: &["--version"], package: "fuse3" },
 ];
 

@@ -63,7 +63,8 @@ pub fn fuse_devices(group: &str) -> BTreeSet<String> {
 /// The device of a line of `mountinfo`, if it is of a FUSE filesystem of Torus.
 fn fuse_device(line: &str) -> Option<String> {
     let (mount, filesystem) = line.split_once(" - ")?;
-    filesystem.starts_with("fuse.torus ").then(|| mount.split(' ').nth(2).map(str::to_owned))?
+    let is_ours = ["fuse torus ", "fuse.torus "].iter().any(|ours| filesystem.starts_with(ours));
+    is_ours.then(|| mount.split(' ').nth(2).map(str::to_owned))?
 }
 
 /// Takes loop devices from files on these devices. Nobody serves those files any more.
@@ -129,6 +130,7 @@ mod tests {
     fn a_filesystem_of_torus_is_told_from_others() {
         let ours = "630 29 0:52 / /var/lib/torus/x rw,nosuid shared:5 - fuse.torus torus rw,user_id=0";
         assert_eq!(fuse_device(ours).as_deref(), Some("0:52"));
+        assert_eq!(fuse_device(&ours.replace("fuse.torus", "fuse")).as_deref(), Some("0:52"));
         assert_eq!(fuse_device("630 29 0:53 / /mnt rw - fuse.sshfs torus rw"), None);
         assert_eq!(fuse_device("29 1 254:0 / / rw - ext4 /dev/vda rw"), None);
     }

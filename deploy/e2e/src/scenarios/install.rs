@@ -1,6 +1,8 @@
 //! Installing, and what the chart brings to try itself.
 
 use super::World;
+use super::world::POD;
+use crate::kube::kubectl::is_true;
 use crate::kube::torus::NAMESPACE;
 use anyhow::{Result, ensure};
 
@@ -9,13 +11,10 @@ pub fn install(world: &mut World) -> Result<()> {
     let cluster = world.cluster();
     cluster.install_chart(&[])?;
     cluster.make_pool(&cluster.usual_pool())?;
-    let pods = cluster.kubectl().json(["get", "pods", "-n", NAMESPACE])?;
-    for pod in pods["items"].as_array().into_iter().flatten() {
-        let name = &pod["metadata"]["name"];
-        for container in pod["status"]["containerStatuses"].as_array().into_iter().flatten() {
-            ensure!(container["ready"] == true, "container {} of {name} is not ready", container["name"]);
-        }
-    }
+    cluster.kubectl().until(["pods", "-n", NAMESPACE], "all pods are ready", POD, |pods| {
+        let pods = pods["items"].as_array();
+        pods.is_some_and(|pods| !pods.is_empty() && pods.iter().all(|pod| is_true(pod, "Ready")))
+    })?;
     Ok(())
 }
 

@@ -206,7 +206,7 @@ impl World {
         digest(&self.sh(pod, &script)?)
     }
 
-    /// The digest of a file in a pod, as the disk has it: what the kernel keeps of it is thrown away first, where it lets us.
+    /// The digest of a file in a pod.
     ///
     /// # Errors
     /// When it fails.
@@ -220,9 +220,10 @@ impl World {
     /// When it fails.
     pub fn torusctl<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Result<String> {
         let pod = format!("{NAME}-agent-0");
-        let config = "--config=/etc/torus/agent.yaml";
+        // Where etcd is, as the agent's own settings have it.
+        let script = r#"torusctl --etcd "$(sed -n 's/^etcd: //p' /etc/torus/agent.yaml | tr -d '"')" "$@""#;
         let args: Vec<_> = args.into_iter().map(str::to_owned).collect();
-        let all = ["-n", NAMESPACE, "exec", &pod, "-c", "agent", "--", "torusctl", config];
+        let all = ["-n", NAMESPACE, "exec", &pod, "-c", "agent", "--", "sh", "-c", script, "torusctl"];
         self.kubectl().run(all.into_iter().chain(args.iter().map(String::as_str)))
     }
 

@@ -2,7 +2,7 @@
 
 use super::tally::Tally;
 use super::{Options, Outcome, Stage};
-use crate::{manifests, sim, tools, workspace};
+use crate::{e2e, manifests, sim, tools, workspace};
 use anyhow::{Context, Result};
 use std::io::{BufRead, BufReader, Write};
 use std::process::Stdio;
@@ -22,6 +22,7 @@ pub const ALL: &[Stage] = &[
         run: mutated,
     },
     Stage { name: "faults", about: "real processes are killed, stopped and cut off", slow: true, run: faults },
+    Stage { name: "e2e", about: "Torus on a real Kubernetes, scenario by scenario", slow: true, run: kubernetes },
     Stage { name: "demo", about: "torusctl demo --once, as the README has it", slow: true, run: demo },
 ];
 
@@ -66,9 +67,17 @@ fn demo(_: &Options) -> Result<Outcome> {
     Ok(Outcome::Checked(workspace::succeeds(&mut command)?))
 }
 
+fn kubernetes(_: &Options) -> Result<Outcome> {
+    if !nix::unistd::Uid::effective().is_root() {
+        return Ok(Outcome::Skipped("nodes need root, for mounts and namespaces".into()));
+    }
+    let outcome = e2e::tally(Vec::new(), false)?;
+    Ok(Outcome::Tests(Tally { passed: outcome.passed, failed: outcome.failed }))
+}
+
 fn chart(_: &Options) -> Result<Outcome> {
     if manifests::helm().is_none() {
-        return Ok(Outcome::Skipped("helm is not here: `cargo xtask manifests` says how to get it".into()));
+        return Ok(Outcome::Skipped("helm is not here, and there is no Go to build it".into()));
     }
     Ok(Outcome::Checked(manifests::run(&manifests::Options { check: true })?))
 }
