@@ -33,6 +33,7 @@ pub fn run(action: &Action) -> Result<bool> {
 }
 
 fn up(options: Options, bare: bool) -> Result<bool> {
+    println!("it takes about 3 GB of disk for each node, in {}", torus_e2e::cache::directory()?.display());
     let cluster = Cluster::start(&options, Progress::default())?;
     if !bare {
         cluster.install_chart(&[])?;
