@@ -4,6 +4,7 @@ use crate::kube::kubectl::is_true;
 use crate::kube::node::PAUSE_IMAGE;
 use crate::kube::torus::{NAME, NAMESPACE};
 use crate::kube::{Cluster, Kubectl};
+use crate::process::until;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -248,10 +249,16 @@ impl World {
 
     /// Deletes the scenario's namespace: nothing in it may hold that up.
     pub(super) fn end_scenario(&mut self) -> Result<()> {
-        self.kubectl().run(["delete", "namespace", &self.namespace, "--wait=false"])?;
+        self.kubectl().run(["delete", "namespace", &self.namespace, "--wait=false", "--ignore-not-found"])?;
         let gone = self.kubectl().until_gone(["namespace", &self.namespace], GONE * 2);
         gone.context("the scenario's namespace does not go")?;
-        self.kubectl().until_gone(["pv"], GONE).context("its PersistentVolumes do not go")
+        let left = until("its PersistentVolumes are gone", GONE, || {
+            std::thread::sleep(Duration::from_millis(300));
+            let volumes = self.kubectl().json(["get", "pv"])?;
+            let is_of_it = |volume: &Value| volume["spec"]["claimRef"]["namespace"] == self.namespace.as_str();
+            Ok(!volumes["items"].as_array().is_some_and(|all| all.iter().any(is_of_it)))
+        });
+        left.with_context(|| self.kubectl().run(["get", "pv,volumeattachment"]).unwrap_or_default())
     }
 
     /// The same as far as it goes.
