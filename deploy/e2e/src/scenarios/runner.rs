@@ -7,6 +7,7 @@ use crate::kube::{Cluster, Options as ClusterOptions, Progress, run::Run};
 use anyhow::{Context, Result, bail};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 /// What is run, and how.
@@ -58,6 +59,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
                 println!("test {} ... ok ({seconds:.1} s)", scenario.name);
             }
             Err(error) => {
+                wait_if_ending();
                 outcome.failed += 1;
                 println!("test {} ... FAILED ({seconds:.1} s)\n{error:#}", scenario.name);
                 if usable.is_ok() {
@@ -125,6 +127,16 @@ fn choose(only: &[String]) -> Result<Vec<&'static Scenario>> {
     Ok(ALL.iter().filter(|scenario| only.is_empty() || only.iter().any(|name| name == scenario.name)).collect())
 }
 
+/// Whether a signal is ending us.
+static ENDING: AtomicBool = AtomicBool::new(false);
+
+/// What fails while everything is removed has not failed; the thread that removes it ends the process.
+fn wait_if_ending() {
+    while ENDING.load(Ordering::Relaxed) {
+        std::thread::park();
+    }
+}
+
 /// Removes everything when a person or CI ends us. What they end harder than that, the next run removes.
 pub fn end_in_order(run: &Run) {
     use nix::sys::signal::{SigSet, Signal};
@@ -138,6 +150,7 @@ pub fn end_in_order(run: &Run) {
     }
     std::thread::spawn(move || {
         if let Ok(signal) = signals.wait() {
+            ENDING.store(true, Ordering::Relaxed);
             println!("{signal}: removing the cluster");
             if let Err(error) = crate::kube::run::remove(&directory) {
                 println!("{error:#}");
