@@ -6,11 +6,12 @@ use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, PostParams
 use kube::{Client, Resource};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 use torus_plan::contract::{
     FIELD_MANAGER, LABEL_CLUSTER, LABEL_MANAGED_BY, LABEL_NODE, LABEL_VOLUME, TAINT_OUT_OF_SERVICE, TAINT_VALUE,
 };
-use torus_plan::objects::{Key, Object};
+use torus_plan::objects::{Key, Kind, Object};
 
 /// Why an action was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -61,28 +62,39 @@ fn api(client: &Client, key: &Key) -> Api<DynamicObject> {
 }
 
 /// Makes an object. One that is there already is applied over if it is ours: the watch has not seen it yet.
+///
+/// What is applied later is made by applying, too: fields of an object that was *created* belong to that creation, and would stay when a
+/// later body leaves them out. PersistentVolumes and claims are made once, and creating is what nobody else can slip in between.
 pub async fn create(client: &Client, object: &Object) -> Result<(), ApplyError> {
     let api = api(client, &object.key);
-    let body = |source| ApplyError::Body { object: object.key.to_string(), source };
-    let data: DynamicObject = serde_json::from_value(object.body.clone()).map_err(body)?;
-    let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
-    match api.create(&params, &data).await {
-        Ok(_) => Ok(()),
-        Err(error) if is_code(&error, 409) => {
-            let found = api.get_opt(&object.key.name).await.map_err(failed("read", &object.key))?;
-            let Some(found) = found else { return Ok(()) };
-            // Of the operator's, and of the same cluster or volume.
-            let labels = found.metadata.labels.unwrap_or_default();
-            let wanted = &object.body["metadata"]["labels"];
-            let is_same = |label: &str| labels.get(label).map(String::as_str) == wanted[label].as_str();
-            if [LABEL_MANAGED_BY, LABEL_CLUSTER, LABEL_VOLUME].into_iter().all(is_same) {
-                update(client, object).await
-            } else {
-                Err(ApplyError::Foreign(object.key.to_string()))
-            }
-        }
-        Err(error) => Err(failed("make", &object.key)(error)),
+    if matches!(object.key.kind, Kind::PersistentVolume | Kind::PersistentVolumeClaim) {
+        let body = |source| ApplyError::Body { object: object.key.to_string(), source };
+        let data: DynamicObject = serde_json::from_value(object.body.clone()).map_err(body)?;
+        let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
+        return match api.create(&params, &data).await {
+            Ok(_) => Ok(()),
+            Err(error) if is_code(&error, 409) => match api.get_opt(&object.key.name).await {
+                Ok(found) if found.as_ref().is_none_or(|found| is_same(found, object)) => Ok(()),
+                Ok(_) => Err(ApplyError::Foreign(object.key.to_string())),
+                Err(error) => Err(failed("read", &object.key)(error)),
+            },
+            Err(error) => Err(failed("make", &object.key)(error)),
+        };
     }
+    match api.get_opt(&object.key.name).await.map_err(failed("read", &object.key))? {
+        Some(found) if !is_same(&found, object) => Err(ApplyError::Foreign(object.key.to_string())),
+        _ => update(client, object).await,
+    }
+}
+
+/// Whether an object is the operator's, and of the same cluster or volume.
+fn is_same(found: &DynamicObject, object: &Object) -> bool {
+    let none = BTreeMap::new();
+    let labels = found.metadata.labels.as_ref().unwrap_or(&none);
+    let wanted = &object.body["metadata"]["labels"];
+    [LABEL_MANAGED_BY, LABEL_CLUSTER, LABEL_VOLUME]
+        .into_iter()
+        .all(|label| labels.get(label).map(String::as_str) == wanted[label].as_str())
 }
 
 /// Applies an object that is ours.

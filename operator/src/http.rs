@@ -10,9 +10,9 @@ use axum::routing::get;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Registry, Unit};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -27,6 +27,7 @@ pub struct Health {
     failures: Counter,
     statuses: Counter,
     leader: Gauge,
+    longest_pass: Gauge<f64, AtomicU64>,
     is_watching: AtomicBool,
     last_pass: Mutex<Option<Instant>>,
 }
@@ -36,13 +37,20 @@ impl Default for Health {
         let mut registry = Registry::with_prefix("torus_operator");
         let health = (Counter::default(), Counter::default(), Counter::default(), Counter::default(), Gauge::default());
         let (passes, actions, failures, statuses, leader) = health;
+        let longest_pass = Gauge::default();
+        registry.register_with_unit(
+            "longest_pass",
+            "Time that the longest look at everything took",
+            Unit::Seconds,
+            longest_pass.clone(),
+        );
         registry.register("passes", "Looks at everything", passes.clone());
         registry.register("actions", "Things done that a plan said", actions.clone());
         registry.register("failures", "Things that failed, and are tried again", failures.clone());
         registry.register("statuses_written", "Statuses written because they said something new", statuses.clone());
         registry.register("leader", "Whether this one leads: 1 or 0", leader.clone());
         let (is_watching, last_pass) = (AtomicBool::new(false), Mutex::new(None));
-        Health { registry, passes, actions, failures, statuses, leader, is_watching, last_pass }
+        Health { registry, passes, actions, failures, statuses, leader, longest_pass, is_watching, last_pass }
     }
 }
 
@@ -61,7 +69,8 @@ impl Health {
     }
 
     /// A pass ended.
-    pub fn passed(&self, tally: Tally) {
+    pub fn passed(&self, tally: Tally, took: Duration) {
+        self.longest_pass.set(self.longest_pass.get().max(took.as_secs_f64()));
         self.passes.inc();
         self.actions.inc_by(tally.actions);
         self.failures.inc_by(tally.failures);

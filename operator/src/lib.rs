@@ -25,7 +25,7 @@ use leader::Leader;
 use pass::Passes;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use torus_plan::lease::PERIOD;
@@ -58,8 +58,9 @@ pub async fn run(
     let mut passes = Passes::new(client, settings, watched.clone());
     while !*stop.borrow() {
         if leader.leads() {
+            let begun = Instant::now();
             let tally = passes.pass().await;
-            health.passed(tally);
+            health.passed(tally, begun.elapsed());
             tokio::select! {
                 // Changed, or not: look again.
                 _ = timeout(PERIOD_OF_PASSES, watched.changed.notified()) => sleep(GATHER).await,

@@ -169,10 +169,18 @@ fn not_ready(seen: &Observed, plan: &Plan, ready: usize, asked: usize) -> Option
     if seen.store == Store::Empty {
         return Some(Obstacle { reason: "Initializing", message: "the cluster is being made in etcd".into() });
     }
-    (ready < asked).then(|| Obstacle {
-        reason: "AgentsNotReady",
-        message: format!(
+    if ready < asked {
+        let message = format!(
             "{ready} of {asked} agents are ready: look at the pods with the label app.kubernetes.io/component=agent"
+        );
+        return Some(Obstacle { reason: "AgentsNotReady", message });
+    }
+    let deployments = seen.objects.iter().filter(|(key, _)| key.kind == Kind::Deployment);
+    let mut idle = deployments.filter(|(_, found)| found["status"]["availableReplicas"].as_u64().unwrap_or(0) == 0);
+    idle.next().map(|(key, _)| Obstacle {
+        reason: "ControllerNotReady",
+        message: format!(
+            "{key} has no pod that is available, so that claims get no volumes: look at the pods with the label app.kubernetes.io/component=csi-controller"
         ),
     })
 }

@@ -107,7 +107,14 @@ fn told(before: &[Condition], after: &[Condition], redundancy: Option<&str>) -> 
 fn is_passing(reason: &str) -> bool {
     matches!(
         reason,
-        "Starting" | "Initializing" | "AgentsNotReady" | "Creating" | "Binding" | "PoolStarting" | "Deleting"
+        "Starting"
+            | "Initializing"
+            | "AgentsNotReady"
+            | "ControllerNotReady"
+            | "Creating"
+            | "Binding"
+            | "PoolStarting"
+            | "Deleting"
     )
 }
 

@@ -255,8 +255,11 @@ fn workloads(source: &Source<'_>, seen: &Observed, desired: &mut Vec<Object>) {
         desired.push(objects::holder(source));
         desired.push(agents);
         desired.push(objects::driver(source));
-        if spec.node_plugin.enabled {
-            desired.push(objects::node_plugin(source));
+        let plugin = objects::node_plugin(source);
+        // Begun before it is known where agents are, it would come up beside them and take their ports.
+        let may_begin = seen.objects.contains_key(&plugin.key) || nodes::are_labelled(source.owner, spec, seen);
+        if spec.node_plugin.enabled && may_begin {
+            desired.push(plugin);
         }
         desired.push(objects::controller(source));
         if spec.storage_class.create {

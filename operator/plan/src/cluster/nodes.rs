@@ -47,6 +47,17 @@ pub fn labels(owner: &Owner, spec: &TorusClusterSpec, seen: &Observed, actions: 
     }
 }
 
+/// Whether every agent has a node, and every such node its label.
+pub fn are_labelled(owner: &Owner, spec: &TorusClusterSpec, seen: &Observed) -> bool {
+    let set = format!("{}-agent", owner.name);
+    let placed: Vec<_> = seen.pods.values().filter(|pod| pod.set == set).filter_map(|pod| pod.node.as_ref()).collect();
+    let is_labelled = |node: &&String| {
+        let label = seen.nodes.get(*node).and_then(|node| node.labels.get(LABEL_NODE));
+        label.is_some_and(|value| *value == owner.name)
+    };
+    placed.len() >= usize::try_from(spec.storage.count).unwrap_or(usize::MAX) && placed.iter().all(is_labelled)
+}
+
 /// Takes the label from all nodes.
 pub fn unlabel(owner: &Owner, seen: &Observed, actions: &mut Vec<Action>) {
     for (name, node) in &seen.nodes {

@@ -68,7 +68,15 @@ pub fn controller(source: &Source<'_>) -> Object {
         ],
         "volumes": volumes,
     });
-    let pod = pod_spec(source, ACCOUNT_CSI, &csi.pod, Some("system-cluster-critical"), pod);
+    let mut pod = pod_spec(source, ACCOUNT_CSI, &csi.pod, Some("system-cluster-critical"), pod);
+    // Volumes move by its hand: on a node that died it is missed, and Kubernetes would give it five minutes.
+    let mut tolerated = json!(csi.pod.tolerations);
+    for taint in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
+        if let Some(list) = tolerated.as_array_mut() {
+            list.push(json!({"key": taint, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 10}));
+        }
+    }
+    pod["tolerations"] = tolerated;
     let config = digest(&agent_config(source).body["data"]);
     let deployment = json!({
         "replicas": csi.replicas,

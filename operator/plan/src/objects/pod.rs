@@ -135,6 +135,17 @@ pub fn agent_container(source: &Source<'_>, roles: &str, shape: &PodShape, more:
         from_field("NODE_NAME", "spec.nodeName"),
     ];
     env.extend(more.env);
+    // Where pods have the node's network, what is declared here is taken from the node: a node plugin would keep an agent from being
+    // placed where it is to be its successor. It listens for its probes alone.
+    let ports = if roles.contains("storage") {
+        json!([
+            {"name": "data", "containerPort": network.data_port, "protocol": "TCP"},
+            {"name": "control", "containerPort": network.control_port, "protocol": "TCP"},
+            {"name": "http", "containerPort": network.http_port, "protocol": "TCP"},
+        ])
+    } else {
+        json!([])
+    };
     json!({
         "name": "agent",
         "image": source.image(),
@@ -142,11 +153,7 @@ pub fn agent_container(source: &Source<'_>, roles: &str, shape: &PodShape, more:
         "command": [PROGRAM_AGENT],
         "args": args,
         "env": env,
-        "ports": [
-            {"name": "data", "containerPort": network.data_port, "protocol": "TCP"},
-            {"name": "control", "containerPort": network.control_port, "protocol": "TCP"},
-            {"name": "http", "containerPort": network.http_port, "protocol": "TCP"},
-        ],
+        "ports": ports,
         "livenessProbe": probe("/healthz", network.http_port, 10, 6),
         "readinessProbe": probe("/readyz", network.http_port, 5, 2),
         // Formatting a large disk takes its time.
