@@ -80,6 +80,12 @@ pub enum Command {
     Detach(commands::attach::DetachArgs),
     /// The FlexVolume driver of this host
     Flex(commands::flex::Args),
+    /// On Kubernetes: say of each node whether Torus can run there
+    Preflight(commands::kube::Args),
+    /// On Kubernetes: say how the cluster is; with --wait until it is ready
+    Status(commands::kube::Args),
+    /// On Kubernetes: everything that `kubectl torus` does, such as `kube volume list`
+    Kube(commands::kube::Args),
     /// See it work: three agents on this machine, a volume, a failure, a recovery
     Demo(commands::demo::Args),
     /// Where new data goes

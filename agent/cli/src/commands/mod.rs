@@ -7,6 +7,7 @@ pub mod config;
 pub mod demo;
 pub mod flex;
 pub mod init;
+pub mod kube;
 pub mod peer;
 pub mod ring;
 pub mod serve;
@@ -32,6 +33,9 @@ pub fn run(args: Args) -> Result<(), Failure> {
         Command::Attached(list) => attach::list(&list, printer),
         Command::Detach(detach) => wait(attach::detach(detach, printer)),
         Command::Flex(flex) => wait(flex::run(flex, printer)),
+        Command::Preflight(rest) => kube::run(&global, &["preflight"], rest),
+        Command::Status(rest) => kube::run(&global, &["status"], rest),
+        Command::Kube(rest) => kube::run(&global, &[], rest),
         Command::Demo(demo) => demo::run(&demo, printer),
         Command::Block(block) => wait(block::run(&global, block, printer)),
         Command::Config(config) => config::run(&global, config, printer),

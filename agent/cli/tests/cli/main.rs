@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod config;
+mod kube;
 mod ring;
 mod scripts;
 mod volumes;
