@@ -9,7 +9,7 @@ use kube::runtime::reflector::{Store, store::Writer};
 use kube::runtime::{WatchStreamExt, reflector, watcher};
 use kube::{Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::hash::Hash;
@@ -118,7 +118,11 @@ impl Watched {
                 continue;
             }
             for object in store.state().into_iter().filter(|object| label(&**object, LABEL_CLUSTER) == Some(name)) {
-                found.insert(key(*kind, &object), serde_json::to_value(&*object).unwrap_or_default());
+                let mut body = serde_json::to_value(&*object).unwrap_or_default();
+                // What was listed, and not changed since, does not say what it is: a list says it once for all.
+                body["apiVersion"] = json!(kind.api_version());
+                body["kind"] = json!(kind.names().2);
+                found.insert(key(*kind, &object), body);
             }
         }
         found
