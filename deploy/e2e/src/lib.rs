@@ -17,6 +17,7 @@ pub mod etcd;
 pub mod fio;
 pub mod flexvolume;
 pub mod guest;
+pub mod http;
 pub mod kube;
 pub mod load;
 pub mod nbd;

@@ -88,7 +88,7 @@ impl ControlPlane {
         let mut plane = Self { kubectl, pki, url, processes: Vec::new(), run };
         let etcd_url = plane.start_etcd()?;
         plane.start_apiserver(&programs, place, &etcd_url)?;
-        plane.start_controllers(&programs)?;
+        plane.start_controllers(&programs, place)?;
         plane.kubectl.until(["serviceaccount", "default", "-n", "default"], "it is there", READY, |_| true)?;
         progress.say(&format!("the control plane is ready ({})", plane.run.name()));
         Ok(plane)
@@ -122,6 +122,12 @@ impl ControlPlane {
     #[must_use]
     pub fn logs(&self) -> PathBuf {
         self.run.directory().join("logs")
+    }
+
+    /// What was written to the apiserver, by whom: an audit event in each line.
+    #[must_use]
+    pub fn audit(&self) -> PathBuf {
+        self.logs().join("audit.log")
     }
 
     /// Leaves it running for good.
@@ -180,6 +186,8 @@ impl ControlPlane {
         flag("enable-admission-plugins", &"NodeRestriction");
         flag("allow-privileged", &"true");
         flag("anonymous-auth", &"false");
+        flag("audit-policy-file", &self.audit_policy()?);
+        flag("audit-log-path", &self.audit());
         if place.has_nodes {
             flag("advertise-address", &place.address.to_string());
         } else {
@@ -196,7 +204,23 @@ impl ControlPlane {
         ready
     }
 
-    fn start_controllers(&mut self, programs: &Path) -> Result<()> {
+    /// Every write, once, without what was written.
+    fn audit_policy(&self) -> Result<PathBuf> {
+        let path = self.run.directory().join("audit-policy.json");
+        let policy = serde_json::json!({
+            "apiVersion": "audit.k8s.io/v1",
+            "kind": "Policy",
+            "omitStages": ["RequestReceived"],
+            "rules": [
+                {"level": "Metadata", "verbs": ["create", "update", "patch", "delete", "deletecollection"]},
+                {"level": "None"},
+            ],
+        });
+        std::fs::write(&path, policy.to_string()).context("cannot write the policy of audits")?;
+        Ok(path)
+    }
+
+    fn start_controllers(&mut self, programs: &Path, place: &Place) -> Result<()> {
         let kubeconfig = |user: &str| self.pki.kubeconfig(user, None, &self.url);
         let mut manager = Command::new(programs.join("kube-controller-manager"));
         manager.arg("--kubeconfig").arg(kubeconfig("system:kube-controller-manager")?);
@@ -205,6 +229,10 @@ impl ControlPlane {
         manager.args(["--use-service-account-credentials=true", "--leader-elect=false", "--secure-port=0"]);
         // The default is 50 s; kubelets tell that they live every 10 s.
         manager.arg("--node-monitor-grace-period=20s");
+        if !place.has_nodes {
+            // A test that makes nodes up says itself how they are.
+            manager.arg("--controllers=*,-node-lifecycle-controller");
+        }
         manager.arg("--flex-volume-plugin-dir").arg(self.run.subdirectory("flexvolume")?);
         let mut scheduler = Command::new(programs.join("kube-scheduler"));
         scheduler.arg("--kubeconfig").arg(kubeconfig("system:kube-scheduler")?);

@@ -1,0 +1,104 @@
+//! An operator that is killed every few seconds: what comes of an install, a growth and a deletion is what comes of undisturbed ones.
+
+use crate::objects::objects;
+use crate::world::{SOON, World, condition, volume, with};
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+
+/// From when it is killed to when the next one is, in milliseconds: 1 to 3 s, by a small generator so that a failure can be repeated.
+struct Pauses(u64);
+
+impl Pauses {
+    fn next(&mut self) -> Duration {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        Duration::from_millis(1000 + (self.0 >> 33) % 2000)
+    }
+}
+
+/// Runs the operator, and kills it now and then if asked, until `holds`.
+struct Run {
+    world: World,
+    pauses: Option<Pauses>,
+    next: Instant,
+    kills: usize,
+}
+
+impl Run {
+    fn until(&mut self, what: &str, holds: impl Fn(&World) -> bool) {
+        let begun = Instant::now();
+        while !holds(&self.world) {
+            self.world.settle();
+            if let Some(pauses) = &mut self.pauses
+                && Instant::now() >= self.next
+            {
+                self.world.kill_operator();
+                self.world.start_operator();
+                self.kills += 1;
+                self.next = Instant::now() + pauses.next();
+            }
+            assert!(
+                begun.elapsed() < SOON * 3,
+                "not in time: {what}; {:#}\n{}",
+                self.world.cluster(),
+                self.world.log()
+            );
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+}
+
+fn whole_life(seed: Option<u64>) -> [Value; 3] {
+    let mut world = World::installed();
+    world.nodes(4);
+    world.start_etcd();
+    world.start_operator();
+    let spec = with(&world.spec(), "/deletionPolicy", json!("RefuseWhileVolumesExist"));
+    world.apply_cluster(&spec).unwrap();
+    for name in ["a", "b"] {
+        let made = volume(name, &json!({"size": "8Mi", "claim": {"name": name}}));
+        world.kubectl().apply(&made.to_string()).unwrap();
+    }
+    let mut run = Run { world, pauses: seed.map(Pauses), next: Instant::now() + Duration::from_secs(1), kills: 0 };
+    run.until("the cluster is made in etcd", |world| world.cluster()["status"]["clusterId"].is_string());
+    run.world.start_agents(4);
+    let is_ready = |world: &World, agents: &str| {
+        let cluster = world.cluster();
+        let volumes = world.kubectl().json(["get", "torusvolumes", "-A"]).unwrap();
+        let volumes = volumes["items"].as_array().unwrap();
+        cluster["status"]["agentsSummary"] == agents
+            && cluster["status"]["observedGeneration"] == cluster["metadata"]["generation"]
+            && condition(&cluster, "Ready").0 == "True"
+            && condition(&cluster, "Updating").0 == "False"
+            && volumes.len() == 2
+            && volumes.iter().all(|volume| condition(volume, "Ready").0 == "True")
+    };
+    run.until("three agents and two volumes", |world| is_ready(world, "3/3"));
+    let installed = objects(&run.world);
+    run.world.apply_cluster(&with(&spec, "/storage/count", json!(4))).unwrap();
+    run.until("a fourth agent", |world| is_ready(world, "4/4"));
+    let grown = objects(&run.world);
+    run.world.kubectl().run(["delete", "torusvolume", "-n", "default", "--all", "--wait=false"]).unwrap();
+    run.world.kubectl().run(["delete", "toruscluster", "main", "-n", "torus-system", "--wait=false"]).unwrap();
+    run.until("all is gone", |world| {
+        let of_ours = "app.kubernetes.io/managed-by=torus-operator";
+        let left = world.kubectl().json(["get", LEFT, "-A", "-l", of_ours]).unwrap();
+        world.cluster().is_null() && left["items"].as_array().unwrap().is_empty()
+    });
+    println!("killed {} times", run.kills);
+    assert_eq!(seed.is_some(), run.kills > 5, "killed {} times", run.kills);
+    let deleted = objects(&run.world);
+    [installed, grown, deleted]
+}
+
+/// What belongs to a TorusCluster and its volumes.
+const LEFT: &str = "torusvolumes,configmaps,services,statefulsets,daemonsets,deployments,poddisruptionbudgets,csidrivers,storageclasses,\
+                    persistentvolumes,persistentvolumeclaims";
+
+#[test]
+fn an_operator_that_is_killed_all_the_time_comes_to_the_same() {
+    let undisturbed = whole_life(None);
+    let killed = whole_life(Some(7));
+    for (at, (undisturbed, killed)) in ["installed", "grown", "deleted"].iter().zip(undisturbed.iter().zip(&killed)) {
+        assert_eq!(undisturbed, killed, "{at}");
+    }
+}
