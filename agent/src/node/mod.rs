@@ -5,6 +5,7 @@
 //!        │
 //!        ├── Keeper: owns one volume in this process and shows it as a device    … torusctl attach, agents, the demo
 //!        │      └── HostDevice: kernel NBD, or a FUSE file and a loop device
+//!        │             └── Held: a FUSE connection that the holder of this host keeps too, for the next keeper
 //!        └── filesystem: made, checked, mounted, grown, unmounted, by child processes
 //! ```
 //!

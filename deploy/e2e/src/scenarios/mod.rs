@@ -17,6 +17,7 @@ mod ledger;
 mod legacy;
 mod moves;
 mod runner;
+mod volumes;
 mod world;
 
 pub use runner::{Options, Outcome, run};
@@ -57,6 +58,12 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "expansion", about: "volumes grow while pods have them", run: kinds::expansion },
     Scenario { name: "twenty-at-once", about: "twenty claims and pods at the same time", run: kinds::twenty_at_once },
     Scenario { name: "flex-volume", about: "a pod mounts by the FlexVolume driver", run: legacy::flex_volume },
+    Scenario {
+        name: "node-without-agent",
+        about: "a pod on a node that has no storage agent gets its volume",
+        run: volumes::node_without_agent,
+    },
+    Scenario { name: "fs-group", about: "a pod that is not root writes to its group's volume", run: volumes::fs_group },
     Scenario {
         name: "agent-deleted",
         about: "the agent on a pod's node is replaced while the pod writes",
