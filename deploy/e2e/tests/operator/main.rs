@@ -13,4 +13,5 @@ mod objects;
 mod refused;
 mod rights;
 mod schema;
+mod walk;
 mod world;
