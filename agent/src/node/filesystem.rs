@@ -183,10 +183,12 @@ pub async fn mount(device: &Path, volume: &str, wanted: &Wanted) -> Result<Files
     }
     let first = if wanted.read_only { "ro" } else { "rw" };
     let options = std::iter::once(first).chain(wanted.options.iter().map(String::as_str)).collect::<Vec<_>>().join(",");
-    // As the paths are: nothing is to be looked up in fstab, and what is pinned has a path that is none for long.
-    let words = ["--no-canonicalize", "-t", filesystem.name(), "-o", &options].map(Path::new);
+    let words = ["-t", filesystem.name(), "-o", &options].map(Path::new);
+    // What is pinned has a path that is none for long, and is to be taken as it is. Other programs than util-linux's `mount`
+    // do not know that option, nor look paths up first.
+    let as_it_is: &[&Path] = if wanted.pinned.is_some() { &[Path::new("--no-canonicalize")] } else { &[] };
     let directory = wanted.pinned.as_ref().map_or(wanted.directory.clone(), Pinned::path);
-    tool::must(LONG, "mount", &[&words[..], &[device, &directory]].concat()).await.map_err(failed)?;
+    tool::must(LONG, "mount", &[as_it_is, &words, &[device, &directory]].concat()).await.map_err(failed)?;
     if wanted.pinned.is_some() && !mounts::of(device).contains(&wanted.directory) {
         unmount(device, volume).await?;
         return Err(NodeError::Moved(wanted.directory.clone()));

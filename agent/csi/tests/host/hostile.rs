@@ -5,6 +5,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use std::collections::HashMap;
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 use tonic::{Code, Request};
 use torus_agent::node::mounts;
 use torus_proto::csi::controller_server::Controller as _;
@@ -81,10 +82,17 @@ fn a_path_that_changes_meanwhile_leads_nowhere_else() {
     let stop = AtomicBool::new(false);
     let mut done = 0;
     std::thread::scope(|scope| {
-        // One moment it is a directory, the next a link to somewhere else.
+        // One moment it is a directory, the next a link to somewhere else; then it rests for a while as the one or the other,
+        // so that calls get anywhere at all.
         scope.spawn(|| {
-            while !stop.load(Ordering::Relaxed) {
-                renameat_with(CWD, &middle, CWD, &other, RenameFlags::EXCHANGE).unwrap();
+            for rest_ms in (0..40).cycle() {
+                for _ in 0..101 {
+                    renameat_with(CWD, &middle, CWD, &other, RenameFlags::EXCHANGE).unwrap();
+                }
+                std::thread::sleep(Duration::from_millis(rest_ms));
+                if stop.load(Ordering::Relaxed) {
+                    return;
+                }
             }
         });
         for _ in 0..20 {
