@@ -49,15 +49,22 @@ pub fn end_groups(name: &str) -> Result<()> {
     })
 }
 
-/// The device numbers, `major:minor`, of the FUSE filesystems of Torus that processes of a group see mounted. Loop devices on
-/// their files are known by them, as paths say nothing about whose they are.
-pub fn fuse_devices(group: &str) -> BTreeSet<String> {
+/// The loop devices on files of those FUSE filesystems of Torus that processes of a group see mounted. To be asked while the
+/// processes live: the kernel tells nothing of a file that nobody serves any more.
+pub fn loops(group: &str) -> Result<BTreeSet<String>> {
     let mut pids = Vec::new();
     for hierarchy in hierarchies() {
         processes(&hierarchy.join(group), &mut pids);
     }
     let tables = pids.iter().filter_map(|pid| fs::read_to_string(format!("/proc/{pid}/mountinfo")).ok());
-    tables.flat_map(|table| table.lines().filter_map(fuse_device).collect::<Vec<_>>()).collect()
+    let devices: BTreeSet<_> =
+        tables.flat_map(|table| table.lines().filter_map(fuse_device).collect::<Vec<_>>()).collect();
+    if devices.is_empty() {
+        return Ok(BTreeSet::new());
+    }
+    let listed = said("losetup", ["--list", "--noheadings", "--output", "NAME,BACK-MAJ:MIN"])?;
+    let pairs = listed.lines().filter_map(|line| line.trim().split_once(char::is_whitespace));
+    Ok(pairs.filter(|(_, device)| devices.contains(device.trim())).map(|(name, _)| name.to_owned()).collect())
 }
 
 /// The device of a line of `mountinfo`, if it is of a FUSE filesystem of Torus.
@@ -67,20 +74,9 @@ fn fuse_device(line: &str) -> Option<String> {
     is_ours.then(|| mount.split(' ').nth(2).map(str::to_owned))?
 }
 
-/// Takes loop devices from files on these devices. Nobody serves those files any more.
-pub fn detach_loops(devices: &BTreeSet<String>) -> Result<()> {
-    if devices.is_empty() {
-        return Ok(());
-    }
-    let listed = said("losetup", ["--list", "--noheadings", "--output", "NAME,BACK-MAJ:MIN"])?;
-    for line in listed.lines() {
-        let mut words = line.split_ascii_whitespace();
-        let (Some(name), Some(device)) = (words.next(), words.next()) else { continue };
-        if devices.contains(device) {
-            must("losetup", ["--detach", name])?;
-        }
-    }
-    Ok(())
+/// Takes loop devices from their files, which nobody serves any more.
+pub fn detach(loops: &BTreeSet<String>) -> Result<()> {
+    loops.iter().try_for_each(|name| must("losetup", ["--detach", name]))
 }
 
 /// Removes the groups and the bridge of a run whose processes have ended.
@@ -88,6 +84,14 @@ pub fn remove_all(name: &str) -> Result<()> {
     // The one of version 2 as well, where container runtimes make groups of the same name.
     for hierarchy in fs::read_dir(GROUPS).into_iter().flatten().flatten() {
         remove_group(&hierarchy.path().join(name));
+    }
+    // A node's link goes with its namespace, which the kernel may keep for a while.
+    for entry in fs::read_dir("/sys/class/net").into_iter().flatten().flatten() {
+        let link = entry.file_name().to_string_lossy().into_owned();
+        if link.starts_with(&format!("{name}-")) {
+            // It may have gone by itself in between.
+            let _ = must("ip", ["link", "delete", &link]);
+        }
     }
     if Path::new("/sys/class/net").join(name).exists() {
         must("ip", ["link", "delete", name])?;

@@ -146,14 +146,14 @@ impl Node {
     /// # Errors
     /// When the kernel does not let it go.
     pub fn power_off(&mut self) -> Result<()> {
-        let devices = kernel::fuse_devices(&self.group);
+        let loops = kernel::loops(&self.group)?;
         if let Some(mut holder) = self.holder.take() {
             holder.kill()?;
         }
         kernel::end_groups(&self.group)?;
         self.processes.clear();
         // Another machine's memory would be gone; here the kernel lives on.
-        kernel::detach_loops(&devices)
+        kernel::detach(&loops)
     }
 
     /// The node comes up again with the disk it had, until containerd runs.

@@ -132,7 +132,7 @@ pub fn remove(run: &Path) -> Result<()> {
     let processes = fs::read_to_string(run.join("processes")).unwrap_or_default();
     // The last ones first: nodes before what they speak to.
     let processes: Vec<_> = processes.lines().rev().map(str::to_owned).collect();
-    let devices = kernel::fuse_devices(&name);
+    let loops = kernel::loops(&name)?;
     for process in processes.iter().filter(|process| is_alive(process)) {
         if let Some(pid) = pid_of(process) {
             // It may have ended by itself in between.
@@ -141,7 +141,7 @@ pub fn remove(run: &Path) -> Result<()> {
     }
     kernel::end_groups(&name)?;
     until("all processes are gone", GONE, || Ok(!processes.iter().any(|process| is_alive(process))))?;
-    kernel::detach_loops(&devices)?;
+    kernel::detach(&loops)?;
     kernel::remove_all(&name)?;
     fs::remove_dir_all(run).with_context(|| format!("cannot remove {}", run.display()))
 }
