@@ -101,15 +101,17 @@ fn nodes_of(world: &World, components: &[&str]) -> Result<Vec<String>> {
 /// The agent that attaches a pod's volume is deleted while the pod writes.
 pub fn agent_deleted(world: &mut World) -> Result<()> {
     let (ledger, node) = ledger::writer(world, "writer")?;
-    let field = format!("spec.nodeName={node}");
-    let label = "app.kubernetes.io/component=agent";
-    let pods = world.kubectl().json(["get", "pods", "-n", NAMESPACE, "-l", label, "--field-selector", &field])?;
+    // On a node that stores nothing it is a DaemonSet's pod, whose successor has another name.
+    let (field, label) = (format!("spec.nodeName={node}"), "app.kubernetes.io/component in (agent,node)");
+    let of = ["pods", "-n", NAMESPACE, "-l", label, "--field-selector", &field];
+    let pods = world.kubectl().json([&["get"], &of[..]].concat())?;
     let [name, uid] = ["name", "uid"].map(|key| pods["items"][0]["metadata"][key].as_str().map(str::to_owned));
     let (name, uid) = (name.context("no agent there")?, uid.context("no agent there")?);
     ledger.until_further(20, GONE)?;
     world.kubectl().run(["delete", "pod", &name, "-n", NAMESPACE, "--wait=false"])?;
-    world.kubectl().until(["pod", &name, "-n", NAMESPACE], "another one is ready", GONE * 2, |pod| {
-        pod["metadata"]["uid"].as_str() != Some(&uid) && is_true(pod, "Ready")
+    world.kubectl().until(of, "another one is ready", GONE * 2, |pods| {
+        let is_next = |pod: &Value| pod["metadata"]["uid"].as_str() != Some(&uid) && is_true(pod, "Ready");
+        pods["items"].as_array().is_some_and(|pods| pods.iter().any(is_next))
     })?;
     world.say(&format!("{name} on {node} is replaced"));
     // The pod's own process has not noticed more than a pause.
