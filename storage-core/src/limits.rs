@@ -48,6 +48,14 @@ pub const SLOTS_MIN: u32 = 4;
 pub const RESERVE_SLOTS: u32 = 4;
 /// See [`RESERVE_SLOTS`].
 pub const RESERVE_PERCENT: u32 = 2;
+
+/// Slots of a disk with so many that only [`Class::Reserve`](crate::peer::Class) may take.
+#[must_use]
+pub fn reserve_slots(slots: u32) -> u32 {
+    let share = u64::from(slots) * u64::from(RESERVE_PERCENT) / 100;
+    RESERVE_SLOTS.max(share as u32).min(slots / 4)
+}
+
 /// Memory for the footers of sealed extents, per disk: 64 MiB speak for 60 GiB of data.
 pub const FOOTER_CACHE_BYTES: usize = 64 << 20;
 /// Requests an agent keeps until its disks have recorded its start; more are refused.
@@ -179,11 +187,17 @@ pub const CHECKPOINT_BLOCKS_UNDERWAY_MAX: Blocks = 1024;
 pub const GC_READS_MAX: usize = 8;
 /// Records that garbage collection has appended and not seen acknowledged, before it reads on.
 pub const GC_RECORDS_MAX: usize = 512;
+/// Frames of moved records that are on their way at the same time: clients' frames wait behind them.
+pub const COLD_FRAMES_MAX: usize = 4;
+/// How long clients' writes keep pace with a collection that does not get ahead.
+pub const PACE_PATIENCE: Duration = Duration::from_millis(200);
+/// How long an extent that could not be emptied is left alone.
+pub const GC_SKIP_PAUSE: Duration = Duration::from_secs(10);
 /// How long writes wait for room, with nothing to collect, before they are refused.
 pub const FULL_PAUSE: Duration = Duration::from_secs(1);
 /// How often an agent that owes an answer is asked whether it is there.
 pub const PROBE_PAUSE: Duration = Duration::from_secs(1);
-/// How often an owner looks over all its extents.
+/// How often an owner looks over all its extents, beside when it has emptied one.
 pub const SURVEY_PAUSE: Duration = Duration::from_millis(50);
-/// Slots of an agent that garbage collection and repair leave to checkpoints.
+/// Slots of an agent that repair leaves to garbage collection and checkpoints.
 pub const CHECKPOINT_SLOTS: u32 = 2;

@@ -15,8 +15,8 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinHandle, spawn_local};
 use tokio::time::{Instant as TokioInstant, sleep_until, timeout};
-use torus_core::block::gc::Pressure;
 use torus_core::block::serving::Counters;
+use torus_core::block::space::Usage;
 use torus_core::block::{Effects, Event, IoId, IoOp, Volume, VolumeConfig, VolumeState};
 use torus_core::ids::Epoch;
 use torus_core::limits::OWNER_BUFFERS_IDLE_BYTES;
@@ -64,7 +64,7 @@ pub struct OwnerStats {
     /// Extents with fewer sound copies than asked for.
     pub under_replicated: u64,
     /// What of its extents is still needed, and what is not.
-    pub pressure: Option<Pressure>,
+    pub usage: Usage,
     /// Garbage collection is at work.
     pub collecting: bool,
     /// Slots of the agents that it can reach.
@@ -330,7 +330,7 @@ impl Driver {
                     map_bytes: serving.map.memory_bytes() as u64,
                     underway: serving.underway() as u64,
                     under_replicated: serving.log.under_replicated() as u64,
-                    pressure: Some(serving.pressure()),
+                    usage: serving.usage(),
                     collecting: serving.is_collecting(),
                     space: serving.log.space(),
                     blocked: serving.log.blocked(),

@@ -148,11 +148,10 @@ fn data(registry: &mut Registry, stats: &OwnerStats) {
     registry.register("volume_write_amplification_ratio", help, ratio);
     bytes(registry, "volume_mapped", "Bytes of the volume that hold data", stats.mapped_blocks * BLOCK_BYTES);
     bytes(registry, "volume_map_memory", "Memory of the address map", stats.map_bytes);
-    if let Some(pressure) = stats.pressure {
-        bytes(registry, "volume_sealed", "Bytes in sealed extents, for one copy", pressure.used * BLOCK_BYTES);
-        let garbage = pressure.garbage() * BLOCK_BYTES;
-        bytes(registry, "volume_garbage", "Bytes in them that nothing refers to", garbage);
-    }
+    let usage = &stats.usage;
+    bytes(registry, "volume_sealed", "Bytes in sealed extents, for one copy", usage.sealed * BLOCK_BYTES);
+    let garbage = usage.garbage() * BLOCK_BYTES;
+    bytes(registry, "volume_garbage", "Bytes in them that nothing refers to", garbage);
     gauge(registry, "volume_gc_running", "1 while garbage is collected", is(stats.collecting));
 }
 

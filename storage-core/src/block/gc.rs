@@ -1,20 +1,29 @@
-//! Garbage collection: empties the sealed extents of which the least is still needed.
+//! Garbage collection: empties one sealed extent after the other.
 //!
 //! A victim's frame headers tell which addresses its blocks were written for; those that the map still sees there are read
 //! and appended again as RELOC records, in extents of their own (what has lived this long tends to live longer). RELOC is
 //! conditional, so a client's write that comes in between wins. The victim is not deleted here: when nothing refers to it any
 //! more it is garbage, and the next checkpoint declares it dead.
+//!
+//! Records are handed to the writer by the frame, so that a header is not spent on less than one frame can hold, and no longer
+//! than [`moved_blocks_max`], so that little is left over at an extent's end: [`space`](super::space) counts on both.
+//!
+//! Not here: when to collect, and what ([`space`](super::space)).
 
 use super::map::{ExtentIndex, Loc, Map};
 use super::reads::{Ask, Asks};
 use super::record::BlockRecord;
-use crate::format::{FrameHeader, Pieces, Stream, frame};
+use super::space::{Candidate, moved_blocks_max, room_made};
+use crate::format::{FrameHeader, Pieces, frame};
 use crate::ids::{BLOCK_SIZE, Blocks, ExtentId, ExtentSeq, Lba};
-use crate::limits::{GC_READS_MAX, GC_RECORDS_MAX, PEER_WAIT, READ_BLOCKS_MAX, RETRY_PAUSE};
+use crate::limits::{
+    FRAME_PAYLOAD_BLOCKS_MAX, FRAME_RECORDS_MAX, GC_READS_MAX, GC_RECORDS_MAX, GC_SKIP_PAUSE, PEER_WAIT,
+    READ_BLOCKS_MAX, RETRY_PAUSE,
+};
 use crate::log::{Call, Effects, Item, Lane, Log};
 use crate::peer::{Request, Response, Unanswered};
 use crate::time::Instant;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// Set in the cookie of a record that garbage collection appended.
 pub const GC_COOKIE: u64 = 1 << 63;
@@ -32,6 +41,11 @@ struct Victim {
     index: ExtentIndex,
     seq: ExtentSeq,
     length: Blocks,
+    /// Blocks that were needed when it was chosen, and the room that emptying it makes.
+    live_then: Blocks,
+    room: Blocks,
+    /// What of that was given to clients already.
+    given: Blocks,
     /// How far its frame headers are read.
     indexed: Blocks,
     asking: bool,
@@ -47,82 +61,16 @@ struct Victim {
 pub struct Gc {
     victim: Option<Victim>,
     reads: u64,
-    /// Records appended and not yet acknowledged.
+    /// Extents chosen so far.
+    begun: u64,
+    /// Records that wait for a frame's worth of them.
+    packing: Vec<Item>,
+    /// Records made and not yet acknowledged.
     underway: usize,
-    /// Extents that could not be emptied for now.
-    skip: BTreeSet<ExtentSeq>,
+    /// Extents that could not be emptied, and until when they are left alone.
+    skip: BTreeMap<ExtentSeq, Instant>,
     /// Blocks moved since the volume was opened.
     pub moved: u64,
-}
-
-/// How much room there is, as the collector sees it.
-///
-/// Blocks are not all that counts: an extent takes a slot however early it ended, and one that lost a member may end after
-/// a few blocks. In a tight pool extents are therefore also merged, as long as that surely gains a slot.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Pressure {
-    /// Sealed blocks of the volume, needed or not.
-    pub used: u64,
-    /// Blocks that the map refers to.
-    pub live: u64,
-    /// The pool has little room left.
-    pub tight: bool,
-    /// Some extents hold so little that moving it together gives back a slot.
-    pub scattered: bool,
-}
-
-impl Pressure {
-    /// Blocks that could be given back.
-    #[must_use]
-    pub fn garbage(&self) -> u64 {
-        self.used.saturating_sub(self.live)
-    }
-
-    /// Looks at a volume.
-    #[must_use]
-    pub fn of(log: &Log) -> Pressure {
-        let (mut used, mut live) = (0, 0);
-        let mut each = Vec::new();
-        for (_, entry) in log.table.iter() {
-            if let Some(seal) = entry.seal().filter(|_| entry.stream == Stream::Log && !entry.is_garbage()) {
-                used += u64::from(seal.length);
-                live += u64::from(entry.live);
-                each.push(entry.live);
-            }
-        }
-        let space = log.space();
-        let tight = space.free * 4 < space.total || log.is_refused();
-        Pressure { used, live, tight, scattered: tight && is_scattered(each, log.config.capacity) }
-    }
-
-    /// Whether anything is going to be given back in a pool that is tight: writes wait for that, so this must be nothing that
-    /// [`collect`](Self::collect) leaves alone.
-    #[must_use]
-    pub fn hope(&self, capacity: Blocks) -> bool {
-        let slack = u64::from(capacity);
-        self.scattered || self.garbage() > (2 * slack).max(slack + self.live / 16)
-    }
-
-    /// Whether extents should be emptied: at once when the pool is tight, otherwise when a third is garbage.
-    #[must_use]
-    pub fn collect(&self, capacity: Blocks) -> bool {
-        let slack = u64::from(capacity);
-        match self.tight {
-            true => self.scattered || self.garbage() > slack + self.live / 16,
-            false => self.garbage() > 8 * slack + self.live / 2,
-        }
-    }
-}
-
-/// Whether the emptiest of these extents fit together into fewer, even if each block needs a header of its own. So merging
-/// always gains, and comes to an end.
-fn is_scattered(mut live: Vec<Blocks>, capacity: Blocks) -> bool {
-    live.sort_unstable();
-    let mut sum = 0;
-    live.iter().enumerate().any(|(others, live)| {
-        sum += 2 * u64::from(*live);
-        others > 0 && sum <= others as u64 * u64::from(capacity)
-    })
 }
 
 impl Gc {
@@ -132,10 +80,14 @@ impl Gc {
         self.victim.is_some() || self.underway > 0
     }
 
-    /// One of its records is in place.
-    pub fn on_acked(&mut self, blocks: Blocks) {
+    /// One of its records is in place: how much room that makes, in step with the work.
+    pub fn on_acked(&mut self, blocks: Blocks) -> Blocks {
         self.underway -= 1;
         self.moved += u64::from(blocks);
+        self.victim.as_mut().map_or(0, |victim| {
+            let part = u64::from(victim.room) * u64::from(blocks) / u64::from(victim.live_then.max(1));
+            victim.give(part as Blocks)
+        })
     }
 
     /// When it wants attention even if nothing happens.
@@ -144,33 +96,63 @@ impl Gc {
         self.victim.as_ref().filter(|v| !v.asking && v.retry > Instant::default()).map(|v| v.retry)
     }
 
-    /// Goes on with a victim, or finds one if `pressure` is such.
-    pub fn turn(
-        &mut self,
-        now: Instant,
-        pressure: Option<Pressure>,
-        map: &Map,
-        log: &mut Log,
-        asks: &mut Asks,
-        out: &mut Effects,
-    ) {
-        if self.victim.is_none()
-            && let Some(pressure) = pressure.filter(|pressure| pressure.collect(log.config.capacity))
-        {
-            self.victim = self.choose(log, pressure.scattered);
-        }
+    /// Has no victim: [`Gc::begin`] may give it one.
+    #[must_use]
+    pub fn is_free(&self) -> bool {
+        self.victim.is_none()
+    }
+
+    /// Changes whenever it gets ahead.
+    #[must_use]
+    pub fn progress(&self) -> u64 {
+        self.moved + self.reads + self.begun
+    }
+
+    /// Whether an extent could not be emptied a short while ago.
+    #[must_use]
+    pub fn skips(&self, now: Instant, seq: ExtentSeq) -> bool {
+        self.skip.get(&seq).is_some_and(|until| now < *until)
+    }
+
+    /// Begins to empty an extent, which ends at `length`.
+    pub fn begin(&mut self, candidate: &Candidate, length: Blocks, capacity: Blocks) {
+        self.begun += 1;
+        self.victim = Some(Victim {
+            index: candidate.index,
+            seq: candidate.seq,
+            length,
+            live_then: candidate.live,
+            room: room_made(capacity, candidate.live),
+            given: 0,
+            indexed: 0,
+            asking: false,
+            retry: Instant::default(),
+            tried: 0,
+            live: Vec::new(),
+            reading: BTreeMap::new(),
+        });
+    }
+
+    /// Goes on with its victim.
+    pub fn turn(&mut self, now: Instant, map: &Map, log: &mut Log, asks: &mut Asks, out: &mut Effects) {
         log.want_cold(self.is_busy());
         let Some(victim) = &mut self.victim else { return };
-        let entry = log.table.at(victim.index);
+        let entry = match log.table.find(victim.seq) {
+            Some(index) if index == victim.index => log.table.at(index),
+            // Overwritten, declared dead and deleted meanwhile.
+            _ => return self.end(log),
+        };
         let idle = victim.reading.is_empty() && !victim.asking;
         if entry.is_garbage() && idle {
-            self.victim = None;
-            return;
+            return self.end(log);
         }
         if victim.live.is_empty() && idle && victim.indexed >= victim.length {
             // Some of it could not be moved, or is on its way. The former is for a later try.
+            let seq = victim.seq;
+            self.hand_over(log);
             if self.underway == 0 {
-                self.skip.insert(victim.seq);
+                self.skip.retain(|_, until| now < *until);
+                self.skip.insert(seq, now + GC_SKIP_PAUSE);
                 self.victim = None;
             }
             return;
@@ -181,6 +163,12 @@ impl Gc {
         victim.retry = Instant::default();
         let sources: Vec<_> = entry.members.iter().map(|m| m.agent).filter(|&a| log.peers.usable(a)).collect();
         let Some(&agent) = sources.get(victim.tried % sources.len().max(1)) else {
+            // Nobody who has it can be reached: another victim, then.
+            if idle {
+                let seq = victim.seq;
+                self.skip.insert(seq, now + RETRY_PAUSE);
+                return self.end(log);
+            }
             victim.retry = now + RETRY_PAUSE;
             return;
         };
@@ -202,36 +190,19 @@ impl Gc {
         }
     }
 
-    /// The sealed extent of which the least is needed, if emptying it gains anything. With `merge`, one that is merely short
-    /// will do.
-    fn choose(&mut self, log: &Log, merge: bool) -> Option<Victim> {
-        let half = log.config.capacity / 2;
-        let candidate = |skip: &BTreeSet<ExtentSeq>| {
-            log.table
-                .iter()
-                .filter(|(_, e)| e.stream == Stream::Log && !e.is_garbage() && !e.dead && !skip.contains(&e.seq))
-                .filter_map(|(index, e)| e.seal().map(|seal| (index, e.seq, e.live, seal.length)))
-                .filter(|(_, _, live, length)| *live < length - length / 16 || merge && *live <= half)
-                .min_by_key(|(_, _, live, _)| *live)
-        };
-        let (index, seq, _, length) = match candidate(&self.skip) {
-            Some(found) => found,
-            None => {
-                self.skip.clear();
-                candidate(&self.skip)?
-            }
-        };
-        Some(Victim {
-            index,
-            seq,
-            length,
-            indexed: 0,
-            asking: false,
-            retry: Instant::default(),
-            tried: 0,
-            live: Vec::new(),
-            reading: BTreeMap::new(),
-        })
+    /// Lets the victim go; what was read of it is moved all the same.
+    fn end(&mut self, log: &mut Log) {
+        if let Some(mut victim) = self.victim.take() {
+            log.writer.allow(victim.give(victim.room));
+        }
+        self.hand_over(log);
+    }
+
+    /// Gives the writer what was packed.
+    fn hand_over(&mut self, log: &mut Log) {
+        for item in self.packing.drain(..) {
+            log.writer.append(Lane::Cold, item);
+        }
     }
 
     /// The victim's frame headers have come.
@@ -270,15 +241,21 @@ impl Gc {
         let first = batch[0].block;
         match result {
             Ok(Response::Data { crcs, bytes }) if frame::verify(&crcs, &bytes).is_ok() => {
-                for live in batch.into_iter().filter(|l| still_there(map, victim.index, l)) {
+                let most = moved_blocks_max(log.config.capacity);
+                let pieces = batch.into_iter().flat_map(|live| cut(live, most));
+                for live in pieces.filter(|l| still_there(map, victim.index, l)) {
                     let at = (live.block - first) as usize * BLOCK_SIZE;
                     let payload = bytes.slice(at..at + live.blocks as usize * BLOCK_SIZE);
                     let record =
                         BlockRecord::Reloc { lba: live.lba, blocks: live.blocks, from: (victim.seq, live.block) };
                     let item =
                         Item { record: record.encode(), payload: Pieces::from_iter([payload]), cookie: GC_COOKIE };
-                    log.writer.append(Lane::Cold, item);
+                    self.packing.push(item);
                     self.underway += 1;
+                    let blocks: Blocks = self.packing.iter().map(|i| Blocks::from(i.record.payload_blocks)).sum();
+                    if self.packing.len() >= FRAME_RECORDS_MAX || blocks + most > FRAME_PAYLOAD_BLOCKS_MAX {
+                        self.packing.drain(..).for_each(|item| log.writer.append(Lane::Cold, item));
+                    }
                 }
             }
             _ => {
@@ -293,6 +270,24 @@ impl Gc {
             }
         }
     }
+}
+
+impl Victim {
+    /// So much more of its room, as far as there is any left to give.
+    fn give(&mut self, blocks: Blocks) -> Blocks {
+        let blocks = blocks.min(self.room - self.given);
+        self.given += blocks;
+        blocks
+    }
+}
+
+/// A run as runs of at most so many blocks.
+fn cut(live: Live, most: Blocks) -> impl Iterator<Item = Live> {
+    (0..live.blocks).step_by(most as usize).map(move |done| Live {
+        lba: Lba(live.lba.0 + u64::from(done)),
+        block: live.block + done,
+        blocks: most.min(live.blocks - done),
+    })
 }
 
 /// Whether any block of a run is still needed where it was.

@@ -8,7 +8,8 @@
 //! | [`record`], [`state`] | what the log's records mean, and what they come to |
 //! | [`map`] | from block address to place in the log |
 //! | [`reads`] | reads under way |
-//! | [`gc`] | emptying extents of which little is needed |
+//! | [`space`] | when extents are emptied and given back, and whether writes may wait for room |
+//! | [`gc`] | emptying an extent |
 //! | [`checkpoint`] | the map as extents of its own |
 
 pub mod checkpoint;
@@ -18,6 +19,7 @@ pub mod map;
 pub mod reads;
 pub mod record;
 pub mod serving;
+pub mod space;
 pub mod state;
 pub mod volume;
 

@@ -1,18 +1,19 @@
 //! A volume that is open: takes requests, moves the log, collects garbage, writes checkpoints.
 
 use super::checkpoint::write::{Checkpoint, Progress};
-use super::gc::{GC_COOKIE, Gc, Pressure};
+use super::gc::{GC_COOKIE, Gc};
 use super::io::{IoDone, IoError, IoId, IoOp};
 use super::map::Map;
 use super::reads::{Ask, Asks, Reads};
 use super::record::BlockRecord;
+use super::space::{Effort, Ledger, Plan, Usage};
 use super::state::{apply, relocate};
 use super::volume::VolumeState;
 use crate::block::map::Loc;
 use crate::format::{Pieces, Record};
 use crate::ids::{BLOCK_SIZE, Blocks, ExtentSeq, Lba, RpcId, Vseq};
 use crate::limits::{
-    CHECKPOINT_EXTENTS_MIN, FRAME_PAYLOAD_BLOCKS_MAX, FULL_PAUSE, RETRY_PAUSE, SURVEY_PAUSE, TIDY_PAUSE,
+    CHECKPOINT_EXTENTS_MIN, FRAME_PAYLOAD_BLOCKS_MAX, FULL_PAUSE, PACE_PATIENCE, RETRY_PAUSE, SURVEY_PAUSE, TIDY_PAUSE,
 };
 use crate::log::{Blocked, Call, Effects, Item, Lane, Log, LogEvent, MetaCall, MetaId, Note};
 use crate::meta::docs::{AckMode, EpochDoc, HeadDoc, decode, encode};
@@ -49,18 +50,20 @@ const HEAD_LIST: u64 = 2;
 pub struct Counters {
     /// Blocks that clients wrote.
     pub user_blocks: u64,
-    /// Blocks of log frames, headers and moved blocks included, for one copy.
+    /// Blocks of log frames that were sent to each copy: headers, moved blocks, and frames that had to be sent again included.
     pub log_blocks: u64,
     /// Blocks that garbage collection moved.
     pub moved_blocks: u64,
-    /// Blocks of checkpoints.
+    /// Blocks of checkpoints, those included that were given up.
     pub checkpoint_blocks: u64,
     /// Checkpoints committed.
     pub checkpoints: u64,
 }
 
 impl Counters {
-    /// Blocks written to each copy for each block that a client wrote.
+    /// Blocks written to each copy for each block that a client wrote: all of [`Counters::log_blocks`] and
+    /// [`Counters::checkpoint_blocks`]. What an agent writes beside that (slot headers, footers) is not in it, nor are copies that
+    /// are made anew.
     #[must_use]
     pub fn write_amplification(&self) -> f64 {
         (self.log_blocks + self.checkpoint_blocks) as f64 / self.user_blocks.max(1) as f64
@@ -98,12 +101,15 @@ pub struct Serving {
 }
 
 /// What a look over all extents said: taken every [`SURVEY_PAUSE`], as it costs time in proportion to their number.
-#[derive(Debug)]
+#[derive(Default, Debug)]
 struct Survey {
     due: Instant,
-    pressure: Pressure,
-    /// Extents that are garbage and not yet declared dead.
-    undeclared: usize,
+    ledger: Ledger,
+    plan: Plan,
+    /// How far collection was, and since when.
+    progress: (u64, Instant),
+    /// Clients' writes keep pace with it.
+    paced: bool,
     /// The checkpoint in force has fewer copies than it should.
     thin: bool,
 }
@@ -115,8 +121,6 @@ impl Serving {
         if let Some((_, revision)) = &head {
             log.set_head(*revision);
         }
-        let survey =
-            Survey { due: Instant::default(), pressure: Pressure::of(&log), undeclared: log.undeclared(), thin: false };
         Serving {
             log,
             map,
@@ -133,7 +137,7 @@ impl Serving {
             tidied: Instant::default(),
             checkpoint_after: Instant::default(),
             full_since: None,
-            survey,
+            survey: Survey::default(),
             surveyed: logged,
             closing: false,
             closed: false,
@@ -144,7 +148,13 @@ impl Serving {
     /// Counts since the volume was opened.
     #[must_use]
     pub fn counters(&self) -> Counters {
-        Counters { moved_blocks: self.gc.moved, ..self.counters }
+        let underway = self.checkpoint.as_ref().map_or(0, Checkpoint::blocks);
+        Counters {
+            log_blocks: self.log.writer.written(),
+            moved_blocks: self.gc.moved,
+            checkpoint_blocks: self.counters.checkpoint_blocks + underway,
+            ..self.counters
+        }
     }
 
     /// The checkpoint in force.
@@ -153,10 +163,10 @@ impl Serving {
         self.head.as_ref().map(|(head, _)| head)
     }
 
-    /// How much of it is garbage, as it was seen last.
+    /// What its sealed extents hold.
     #[must_use]
-    pub fn pressure(&self) -> Pressure {
-        self.survey.pressure
+    pub fn usage(&self) -> Usage {
+        Usage::of(&self.log)
     }
 
     /// Whether garbage collection is at work.
@@ -355,7 +365,6 @@ impl Serving {
                 LogEvent::Acked { base, records, cookies, extent, offset } => {
                     let blocks = 1 + records.iter().map(|r| u64::from(r.payload_blocks)).sum::<u64>();
                     self.logged += blocks;
-                    self.counters.log_blocks += blocks;
                     let sound = apply(&mut self.map, &mut self.log.table, extent, offset, &records);
                     assert!(sound, "an owner's own record at vseq {base} cannot be applied");
                     self.answer_acked(base, &records, &cookies, done);
@@ -374,7 +383,8 @@ impl Serving {
         let durable = self.log.config.mode == AckMode::Durable;
         for (i, (record, &cookie)) in records.iter().zip(cookies).enumerate() {
             if cookie == GC_COOKIE {
-                self.gc.on_acked(Blocks::from(record.payload_blocks));
+                let room = self.gc.on_acked(Blocks::from(record.payload_blocks));
+                self.log.writer.allow(room);
                 continue;
             }
             let Some(op) = self.writes.get_mut(&cookie) else { continue };
@@ -431,16 +441,69 @@ impl Serving {
         }
     }
 
+    /// Empties extents, one after the other, as long as the plan says so.
     fn collect(&mut self, now: Instant, out: &mut Effects) {
-        if now >= self.survey.due {
-            let (pressure, undeclared) = (Pressure::of(&self.log), self.log.undeclared());
-            let thin = self.checkpoint.is_none() && self.log.thin(now);
-            self.survey = Survey { due: now + SURVEY_PAUSE, pressure, undeclared, thin };
-            self.surveyed = self.logged;
+        if now >= self.survey.due || self.log.writer.starved(false) && !self.survey.ledger.starved {
+            self.look(now);
         }
-        let pressure = (!self.closing).then_some(self.survey.pressure);
-        let Serving { log, map, asks, gc, .. } = self;
-        gc.turn(now, pressure, map, log, asks, out);
+        // One that turns out to be empty is followed by another one at once, within reason.
+        for _ in 0..4 {
+            if self.gc.is_free() && !self.closing {
+                let Survey { ledger, plan, .. } = &self.survey;
+                let chosen = plan.collect.and_then(|effort| ledger.choose(effort));
+                if let Some(victim) = chosen.filter(|c| self.log.table.find(c.seq) == Some(c.index))
+                    && let Some(seal) = self.log.table.at(victim.index).seal()
+                {
+                    self.gc.begin(&victim, seal.length, self.log.config.capacity);
+                }
+            }
+            let busy = !self.gc.is_free();
+            let Serving { log, map, asks, gc, .. } = self;
+            gc.turn(now, map, log, asks, out);
+            if !busy || !self.gc.is_free() {
+                return;
+            }
+            self.look(now);
+        }
+    }
+
+    /// Looks over all extents, and decides what is to be done about room.
+    fn look(&mut self, now: Instant) {
+        let extents = self.checkpoint_extents();
+        let Serving { log, gc, checkpoint, .. } = self;
+        log.keep_for_checkpoint(extents);
+        let writing = checkpoint.as_ref().map(|checkpoint| checkpoint.extents().len() as u32);
+        let look = |log: &Log| Ledger::of(log, extents, writing, |seq| !gc.skips(now, seq));
+        log.degrade(false);
+        let mut ledger = look(log);
+        let mut plan = ledger.plan();
+        if ledger.refused && !plan.hope {
+            log.degrade(true);
+            ledger = look(log);
+            plan = ledger.plan();
+        }
+        log.writer.limit_width(plan.width as usize);
+        let progress = match (gc.progress(), self.survey.progress) {
+            (at, (before, since)) if at == before => (at, since),
+            (at, _) => (at, now),
+        };
+        // Where collection does not get ahead there is nothing to keep pace with.
+        let paced = plan.collect == Some(Effort::Full) && now.since(progress.1) < PACE_PATIENCE;
+        log.writer.pace(paced);
+        let thin = self.checkpoint.is_none() && self.log.thin(now);
+        self.survey = Survey { due: now + SURVEY_PAUSE, ledger, plan, progress, paced, thin };
+        self.surveyed = self.logged;
+    }
+
+    /// Extents that a checkpoint takes, at most.
+    fn checkpoint_extents(&self) -> u32 {
+        let leaves = self.map.blocks() / 1024 + 1;
+        let entries = self.log.table.len() as u64;
+        let bytes = self.map.memory_bytes() as u64 + leaves * 16 + entries * (32 + 8 * self.log.config.replicas as u64);
+        let payload = u64::from(FRAME_PAYLOAD_BLOCKS_MAX);
+        let blocks = bytes.div_ceil(BLOCK_SIZE as u64);
+        let blocks = blocks + blocks / payload + 4;
+        blocks.div_ceil(u64::from(self.log.config.capacity) - payload) as u32
     }
 
     /// Writes that find no room, and for which none can be made, are refused: before they are acknowledged, with the reason.
@@ -449,12 +512,8 @@ impl Serving {
             self.full_since = None;
             return;
         }
-        let hope = self.survey.pressure.hope(self.log.config.capacity) && self.log.can_collect()
-            || self.survey.undeclared > 0
-            || self.log.is_deleting()
-            || self.checkpoint.is_some();
         let since = *self.full_since.get_or_insert(now);
-        if hope {
+        if self.survey.plan.hope {
             self.full_since = Some(now);
         } else if now.since(since) >= FULL_PAUSE {
             for item in self.log.writer.take_queued() {
@@ -472,11 +531,11 @@ impl Serving {
     /// Whether a checkpoint is due: by what was logged, or because space waits for one to be given back.
     fn checkpoint_due(&self, now: Instant) -> bool {
         let (capacity, size) = (u64::from(self.log.config.capacity), self.map.blocks());
-        let Survey { undeclared, thin, pressure: Pressure { tight, .. }, .. } = self.survey;
+        let Survey { ledger, plan, thin, .. } = &self.survey;
+        let long = now.since(self.tidied) >= TIDY_PAUSE;
         self.logged >= (size / 64).max(CHECKPOINT_EXTENTS_MIN * capacity)
-            || undeclared >= 8
-            || thin && now.since(self.tidied) >= TIDY_PAUSE
-            || (undeclared > 0 && (tight || now.since(self.tidied) >= TIDY_PAUSE))
+            || plan.declare
+            || (*thin || ledger.undeclared > 0) && long
     }
 
     fn checkpoint(&mut self, now: Instant, out: &mut Effects) {
@@ -506,6 +565,7 @@ impl Serving {
             self.checkpoint = Some(Checkpoint::begin(&self.log, self.map.snapshot()));
             self.logged = 0;
             self.tidied = now;
+            self.survey.due = now;
         }
         let Some(checkpoint) = &mut self.checkpoint else { return };
         match checkpoint.turn(now, &mut self.log, out) {
@@ -517,6 +577,7 @@ impl Serving {
 
     fn abandon_checkpoint(&mut self, now: Instant) {
         let Some(checkpoint) = self.checkpoint.take() else { return };
+        self.counters.checkpoint_blocks += checkpoint.blocks();
         for &seq in checkpoint.extents() {
             if let Some(entry) = self.log.table.get_mut(seq) {
                 entry.pinned = false;
@@ -617,9 +678,9 @@ impl Serving {
             Some(Commit::Checking(_, at)) => Some(*at),
             _ => None,
         };
-        let tidy = (self.survey.undeclared > 0 && self.checkpoint.is_none()).then(|| self.tidied + TIDY_PAUSE);
+        let tidy = (self.survey.ledger.undeclared > 0 && self.checkpoint.is_none()).then(|| self.tidied + TIDY_PAUSE);
         let full = self.full_since.map(|at| at + FULL_PAUSE);
-        let survey = (self.logged != self.surveyed).then_some(self.survey.due);
+        let survey = (self.logged != self.surveyed || self.survey.paced).then_some(self.survey.due);
         let retry = (self.logged >= u64::MAX / 2).then_some(self.checkpoint_after);
         let soon =
             (self.checkpoint.is_some() || self.closing || self.log.blocked().is_some()).then(|| now + RETRY_PAUSE);

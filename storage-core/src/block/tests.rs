@@ -2,4 +2,5 @@
 //! wrong. Faults at random, with all the invariants, are `torus-sim`'s.
 
 mod scenarios;
+mod waste;
 mod world;

@@ -6,11 +6,12 @@
 
 use super::calls::Call as Sent;
 use super::open::{OpenExtent, Phase};
+use super::room::Use;
 use super::table::{Entry, State};
 use super::{Blocked, Call, Effects, Log, LogTxn, Note};
 use crate::format::Stream;
 use crate::ids::{AgentId, Blocks, ExtentId, ExtentSeq};
-use crate::limits::{CHECKPOINT_SLOTS, EXTENT_KEYS_PER_TXN, PEER_WAIT, RETRY_PAUSE, SLOW_RETRY_PAUSE};
+use crate::limits::{EXTENT_KEYS_PER_TXN, PEER_WAIT, RETRY_PAUSE, SLOW_RETRY_PAUSE};
 use crate::meta::docs::{Seal, encode};
 use crate::meta::{Revision, Write, keys};
 use crate::mutation::{self, Mutation};
@@ -55,14 +56,6 @@ impl Log {
         self.blocked = metadata.or(self.refusal).filter(|_| starved);
     }
 
-    /// Garbage collection has an extent to move records to, or could have one.
-    #[must_use]
-    pub fn can_collect(&self) -> bool {
-        let coming = |x: &OpenExtent| x.cold && matches!(x.phase, Phase::Registering | Phase::Creating | Phase::Ready);
-        let agents = self.peers.iter().filter(|&(id, _)| self.peers.eligible(id, Class::Reserve, CHECKPOINT_SLOTS));
-        self.writer.open.values().any(coming) || agents.count() >= self.config.min_replicas.max(1)
-    }
-
     /// Registers an extent for a checkpoint, if that can be done now. Never put off: what others were refused for want of
     /// room, a checkpoint gives back.
     pub fn register_checkpoint(&mut self, now: Instant, out: &mut Effects) -> Vec<ExtentSeq> {
@@ -79,16 +72,19 @@ impl Log {
         out: &mut Effects,
     ) -> Vec<ExtentSeq> {
         let class = class(stream, cold);
-        // The last slots are for checkpoints: without one nothing that was emptied is ever given back.
-        let spare = if cold { CHECKPOINT_SLOTS } else { 0 };
         let mut drawn = Vec::new();
         let mut puts = Vec::new();
         for _ in 0..count {
             let seq = self.draw();
             let id = ExtentId { volume: self.config.volume, seq };
-            let ensemble = self.ring.place(id, self.config.replicas, |agent| self.peers.eligible(agent, class, spare));
-            if ensemble.members.len() < self.config.min_replicas.max(1) {
-                let full = self.peers.iter().any(|(id, p)| self.peers.usable(id) && p.full_at.is_some());
+            let ensemble = self.ring.place(id, self.config.replicas, |agent| self.peers.eligible(agent, class, 0));
+            let kept = !self.may_take(Use::of(stream, cold));
+            let enough = ensemble.members.len() >= self.members_min();
+            if kept || !enough {
+                let full = |id| self.peers.usable(id) && !self.peers.eligible(id, class, 0);
+                let full = self.peers.iter().any(|(id, _)| full(id));
+                // Agents that cannot be reached may have room.
+                let full = full || kept && enough;
                 if stream == Stream::Log {
                     self.refusal = Some(if full { Blocked::NoSpace } else { Blocked::TooFewAgents });
                     self.register_after.put_off(class, now + RETRY_PAUSE);
@@ -161,7 +157,7 @@ impl Log {
         result: Result<Response, Unanswered>,
         out: &mut Effects,
     ) {
-        let mut refusal = Blocked::TooFewAgents;
+        let mut refused = false;
         match result {
             Ok(Response::Created { free }) => {
                 self.peers.heard(now, agent);
@@ -180,15 +176,18 @@ impl Log {
             }
             Ok(Response::Rejected(Rejection::Fenced { epoch })) => return self.fence(epoch, out),
             Ok(Response::Rejected(Rejection::NoSpace { free })) => {
-                refusal = Blocked::NoSpace;
+                // Others may have some: the next attempt tells.
                 self.peers.full(agent, free);
+                refused = true;
             }
             Ok(Response::Rejected(Rejection::DiskFailed(_))) => self.peers.full(agent, Default::default()),
             Ok(_) => {}
             Err(Unanswered) => self.lose_agent(now, agent, out),
         }
         if let Some(x) = self.writer.open.get(&seq) {
-            self.refusal = Some(refusal);
+            if !refused {
+                self.refusal = Some(Blocked::TooFewAgents);
+            }
             self.register_after.put_off(class(x.stream, x.cold), now + RETRY_PAUSE / 10);
         }
         self.writer.lose_extent(seq);

@@ -5,6 +5,7 @@
 //! | [`writer`] | frames, their order, their acknowledgement |
 //! | [`open`] | one extent while it is written |
 //! | `extents` | registering, creating and sealing extents in time; losing members |
+//! | `room` | how many extents more there is room for |
 //! | `repair` | bringing copies of sealed extents back to the number asked for |
 //! | `reclaim` | deleting what a checkpoint has declared dead |
 //! | `lease` | until when this owner may serve reads |
@@ -25,11 +26,13 @@ mod reclaim;
 pub mod recover;
 pub mod remove;
 mod repair;
+mod room;
 pub mod table;
 pub mod writer;
 
 pub use calls::{Calls, MetaId};
 pub use peers::{AgentView, Peers};
+pub use room::Room;
 pub use table::Table;
 pub use writer::{Item, Lane, LogEvent, Writer, WriterConfig};
 
@@ -209,6 +212,10 @@ pub struct Log {
     head: Option<Revision>,
     drawn: u64,
     cold_wanted: bool,
+    /// Extents that a checkpoint takes: nothing else takes the last ones.
+    checkpoint: u32,
+    /// Full agents are done without.
+    degrade: bool,
     blocked: Option<Blocked>,
     /// Why the last extent that was wanted could not be had.
     refusal: Option<Blocked>,
@@ -261,6 +268,8 @@ impl Log {
             head: None,
             drawn: 0,
             cold_wanted: false,
+            checkpoint: 1,
+            degrade: false,
             blocked: None,
             refusal: None,
             register_after: Pauses::default(),
@@ -323,17 +332,6 @@ impl Log {
     #[must_use]
     pub fn is_refused(&self) -> bool {
         self.refusal == Some(Blocked::NoSpace)
-    }
-
-    /// Copies that nobody needs are still to be deleted, on agents that can be reached.
-    #[must_use]
-    pub fn is_deleting(&self) -> bool {
-        let held = |seq| {
-            let entry = self.table.get(seq).into_iter();
-            entry.flat_map(|e| e.members.iter().filter(|m| e.dead || !m.synced))
-        };
-        let mut going = self.dead.keys().chain(self.empty.keys());
-        going.any(|&seq| held(seq).any(|m| self.peers.usable(m.agent)))
     }
 
     /// A transaction is under way, or waits to be tried again.

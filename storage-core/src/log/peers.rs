@@ -37,6 +37,8 @@ pub struct Peer {
     pub space: FreeSpace,
     /// It had no slot for new data when it had so many free ones; asked again when it has more.
     pub full_at: Option<u32>,
+    /// Most slots that it had free when it refused: it keeps so many at the least.
+    pub reserve: u32,
     /// Until when it serves no newer owner, by this owner's clock, margin taken off.
     pub lease: Option<Instant>,
 }
@@ -61,6 +63,7 @@ impl Peers {
                 away_since: Some(now),
                 space: FreeSpace::default(),
                 full_at: None,
+                reserve: 0,
                 lease: None,
             });
             peer.name.clone_from(&view.name);
@@ -104,7 +107,8 @@ impl Peers {
     #[must_use]
     pub fn eligible(&self, id: AgentId, class: Class, spare: u32) -> bool {
         let room = |p: &Peer| match class {
-            Class::Data => p.full_at.is_none(),
+            // Nothing is known of its space before it has told.
+            Class::Data => p.full_at.is_none() && (p.space.total == 0 || p.data_slots() > 0),
             Class::Reserve => p.full_at != Some(0),
         };
         self.agents.get(&id).is_some_and(|p| p.up && !p.suspect && room(p) && (spare == 0 || p.space.free > spare))
@@ -140,6 +144,7 @@ impl Peers {
         if let Some(peer) = self.agents.get_mut(&id) {
             peer.space = space;
             peer.full_at = Some(space.free);
+            peer.reserve = peer.reserve.max(space.free);
         }
     }
 

@@ -6,6 +6,7 @@
 //! replaced: a new one is filled, sealed, its digest compared, and only then does it enter the ensemble, by transaction.
 //! Nothing is taken from an ensemble before its replacement is proven.
 
+use super::room::Use;
 use super::table::{Entry, Holder};
 use super::{Call, Effects, Log, LogConfig, LogTxn, Note};
 use crate::format::{Digest, Pieces, Stream};
@@ -129,6 +130,10 @@ impl Log {
             if entry.members.iter().all(|m| m.synced) {
                 self.unsynced.remove(&seq);
             }
+            return None;
+        }
+        // What makes room comes first, or there would never be any for more copies.
+        if !self.may_take(Use::Data) {
             return None;
         }
         let held = |agent| entry.members.iter().any(|m| m.agent == agent) || entry.former.contains(&agent);

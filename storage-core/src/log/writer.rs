@@ -19,7 +19,7 @@ use super::peers::Peers;
 use super::{Call, Effects, MetaCall};
 use crate::format::{Frame, FrameHeader, Pieces, Record, Stream};
 use crate::ids::{AgentId, BLOCK_SIZE, Blocks, Epoch, ExtentId, ExtentSeq, VolumeId, Vseq};
-use crate::limits::{APPEND_WAIT, FRAME_PAYLOAD_BLOCKS_MAX, FRAME_RECORDS_MAX};
+use crate::limits::{APPEND_WAIT, COLD_FRAMES_MAX, FRAME_PAYLOAD_BLOCKS_MAX, FRAME_RECORDS_MAX};
 use crate::meta::docs::AckMode;
 use crate::mutation::{self, Mutation};
 use crate::peer::Request;
@@ -53,6 +53,8 @@ struct Flight {
     waiting: u8,
     /// Members that have not yet received it.
     unreceived: u8,
+    /// Packed from what garbage collection moves.
+    cold: bool,
 }
 
 impl Flight {
@@ -153,12 +155,20 @@ pub struct Writer {
     hot: VecDeque<Item>,
     cold: VecDeque<Item>,
     window: VecDeque<Flight>,
+    /// Cold frames in it.
+    cold_underway: usize,
+    /// Blocks of all frames that were sent to members, those that moved to another extent counted again.
+    written: u64,
     applied: usize,
     unplaced: BTreeSet<Vseq>,
     /// Extents from registration to seal.
     pub open: BTreeMap<ExtentSeq, OpenExtent>,
     /// How many hot extents are in use side by side; grows under load.
     pub(super) width: usize,
+    /// Most hot extents in use side by side for now.
+    width_max: usize,
+    /// Blocks of hot frames that may be sent, while garbage collection paces them.
+    credit: Option<i64>,
     /// Acknowledge only what is durable, whatever the mode: while a checkpoint takes its picture.
     hold: bool,
     events: Vec<LogEvent>,
@@ -171,6 +181,8 @@ impl Writer {
     pub fn new(config: WriterConfig, epoch: Epoch, next: Vseq) -> Writer {
         let done = Vseq(next.0 - 1);
         Writer {
+            width_max: config.open_max,
+            credit: None,
             config,
             epoch,
             next,
@@ -179,6 +191,8 @@ impl Writer {
             hot: VecDeque::new(),
             cold: VecDeque::new(),
             window: VecDeque::new(),
+            cold_underway: 0,
+            written: 0,
             applied: 0,
             unplaced: BTreeSet::new(),
             open: BTreeMap::new(),
@@ -207,6 +221,12 @@ impl Writer {
         self.acked
     }
 
+    /// Blocks of all frames that were sent to members: headers, moved records, and frames that had to be sent again included.
+    #[must_use]
+    pub fn written(&self) -> u64 {
+        self.written
+    }
+
     /// Nothing is queued or under way.
     #[must_use]
     pub fn is_idle(&self) -> bool {
@@ -232,6 +252,24 @@ impl Writer {
         let Some(&base) = self.unplaced.first() else { return false };
         let coming = |x: &&OpenExtent| matches!(x.phase, Phase::Registering | Phase::Creating | Phase::Ready);
         !self.open.values().filter(coming).any(|x| x.stream == Stream::Log && !x.cold && x.last < base)
+    }
+
+    /// Uses no more hot extents side by side.
+    pub fn limit_width(&mut self, most: usize) {
+        self.width_max = most.clamp(1, self.config.open_max);
+        self.width = self.width.min(self.width_max);
+    }
+
+    /// Whether hot frames are sent only as fast as [`Writer::allow`] says.
+    pub fn pace(&mut self, paced: bool) {
+        self.credit = paced.then(|| self.credit.unwrap_or(i64::from(FRAME_PAYLOAD_BLOCKS_MAX)));
+    }
+
+    /// While they are paced: so many blocks more, but no more than an extent in advance.
+    pub fn allow(&mut self, blocks: Blocks) {
+        if let Some(credit) = &mut self.credit {
+            *credit = (*credit + i64::from(blocks)).min(i64::from(self.config.capacity));
+        }
     }
 
     /// Acknowledge only what is durable, until told otherwise.
@@ -309,8 +347,14 @@ impl Writer {
             let queue = if cold { &self.cold } else { &self.hot };
             let Some(first) = queue.front() else { return };
             let full = queue.len() >= FRAME_RECORDS_MAX || queue_blocks(queue) >= FRAME_PAYLOAD_BLOCKS_MAX;
-            let limit = if full { 4 * self.config.frames_max } else { self.config.frames_max };
-            if self.window.len() >= limit {
+            // Neither lane takes the other's turn.
+            let room = match (cold, full) {
+                (true, _) => self.cold_underway < COLD_FRAMES_MAX,
+                (false, true) => self.window.len() - self.cold_underway < 4 * self.config.frames_max,
+                (false, false) => self.window.len() - self.cold_underway < self.config.frames_max,
+            };
+            let paced = !cold && self.credit.is_some_and(|credit| credit <= 0);
+            if paced || !room {
                 return;
             }
             let least = 1 + Blocks::from(first.record.payload_blocks);
@@ -323,9 +367,12 @@ impl Writer {
             let room = self.config.capacity - self.open[&seq].length;
             let flight = self.pack(cold, room.min(FRAME_PAYLOAD_BLOCKS_MAX + 1));
             self.next = flight.last().next();
+            if let Some(credit) = self.credit.as_mut().filter(|_| !cold) {
+                *credit -= i64::from(flight.blocks());
+            }
             self.window.push_back(flight);
             self.place(cx, self.window.len() - 1, seq);
-            if !cold && self.window.len() > 2 * self.width && self.width < self.config.open_max {
+            if !cold && self.window.len() > 2 * self.width && self.width < self.width_max {
                 self.width += 1;
             }
         }
@@ -352,7 +399,9 @@ impl Writer {
             place: None,
             waiting: 0,
             unreceived: 0,
+            cold,
         };
+        self.cold_underway += usize::from(cold);
         while let Some(item) = queue.front()
             && flight.records.len() < FRAME_RECORDS_MAX
             && flight.blocks() + Blocks::from(item.record.payload_blocks) <= room
@@ -413,6 +462,7 @@ impl Writer {
         };
         let frame = Frame { header: header.encode(), payload: flight.payload.clone() };
         flight.place = Some((seq, offset));
+        self.written += u64::from(header.blocks());
         (flight.waiting, flight.unreceived) = (x.all(), x.all());
         x.length += header.blocks();
         x.last = header.last();
@@ -474,6 +524,7 @@ impl Writer {
         while self.applied > 0 && self.window.front().is_some_and(|f| f.waiting == 0 && f.place.is_some()) {
             let flight = self.window.pop_front().expect("the window has a front");
             self.applied -= 1;
+            self.cold_underway -= usize::from(flight.cold);
             self.lac = flight.last();
             let (seq, _) = flight.place.expect("a durable frame has a place");
             let x = self.open.get_mut(&seq).expect("a frame in the window lies in an open extent");

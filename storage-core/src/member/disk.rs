@@ -13,7 +13,7 @@ use super::{Held, MemberStats};
 use crate::format::disk::{DiskIds, Geometry};
 use crate::format::slot::{SealName, SlotCopy, SlotHeader, SlotState};
 use crate::ids::{Blocks, Epoch, ExtentId, Incarnation, VolumeId};
-use crate::limits::{RESERVE_PERCENT, RESERVE_SLOTS};
+use crate::limits::reserve_slots;
 use crate::mutation::{Mutation, active};
 use crate::peer::{Copy, FreeSpace, Rejection};
 use std::collections::{BTreeMap, VecDeque};
@@ -161,9 +161,7 @@ impl DiskCore {
 
     /// Slots that only the reserve class may take.
     pub(super) fn reserve(&self) -> usize {
-        let slots = self.geometry.slots();
-        let share = u64::from(slots) * u64::from(RESERVE_PERCENT) / 100;
-        RESERVE_SLOTS.max(share as u32).min(slots / 4) as usize
+        reserve_slots(self.geometry.slots()) as usize
     }
 
     /// Makes the fence durable; [`DiskCore::settled`] tells when.
