@@ -9,7 +9,7 @@ use kube::api::Api;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use torus_api::{TorusCluster, TorusClusterSpec};
-use torus_core::limits::EXTENT_BLOCKS_DEFAULT;
+use torus_core::ids::{BLOCK_BYTES, Blocks};
 use torus_plan::cluster::{self, Action, Observed, Obstacle, Recorded, Refusal, Secret, Store};
 use torus_plan::contract::FINALIZER_CLUSTER;
 use torus_plan::objects::Owner;
@@ -151,9 +151,10 @@ impl Passes {
                 apply::delete_pod(client, &owner.namespace, name, uid).await.map_err(say)
             }
             Action::LabelNode { node, value } => apply::label_node(client, node, value.as_deref()).await.map_err(say),
-            Action::InitCluster { replicas } => {
+            Action::InitCluster { replicas, extent_bytes } => {
                 let store = self.store()?;
-                let made = torus_agent::metadata::init_cluster(&*store, EXTENT_BLOCKS_DEFAULT, *replicas).await;
+                let blocks = (extent_bytes / BLOCK_BYTES) as Blocks;
+                let made = torus_agent::metadata::init_cluster(&*store, blocks, *replicas).await;
                 made.map(drop).map_err(|error| sentence(&error))
             }
             Action::SetRing { kind, replicas, spread } => {

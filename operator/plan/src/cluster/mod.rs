@@ -27,7 +27,7 @@ use crate::contract::{SECRET_CA, SECRET_CERT, SECRET_KEY};
 use crate::objects::{self, Key, Kind, Object, Owner, Source};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
-use torus_api::{ClusterDeletionPolicy, TorusClusterSpec};
+use torus_api::{ClusterDeletionPolicy, StorageSpec, TorusClusterSpec};
 
 /// One thing to do.
 #[derive(Clone, PartialEq, Debug)]
@@ -63,6 +63,8 @@ pub enum Action {
     InitCluster {
         /// Copies by default.
         replicas: u8,
+        /// Size of an extent.
+        extent_bytes: u64,
     },
     /// Bring the ring's parameters to what the spec says.
     SetRing {
@@ -324,11 +326,25 @@ fn prune(owner: &Owner, desired: &[Object], seen: &Observed, actions: &mut Vec<A
     }
 }
 
+/// The size of an extent for good: 64 MiB, or less where an agent's disk would hold few of them. Each volume that is open takes some
+/// slots on every agent, however little it holds, so a disk with few has room for few volumes.
+fn extent_bytes(storage: &StorageSpec) -> u64 {
+    const MOST: u64 = 64 << 20;
+    const LEAST: u64 = 4 << 20;
+    const SLOTS_MIN: u64 = 256;
+    let claim = storage.claim.as_ref().map(|claim| &claim.size);
+    let size = claim.or_else(|| storage.host_path.as_ref().map(|directory| &directory.size));
+    // How large devices are is not known here.
+    let Some(disk) = size.and_then(|size| size.bytes().ok()) else { return MOST };
+    let fits = |extent: &u64| *extent <= LEAST || disk / extent >= SLOTS_MIN;
+    std::iter::successors(Some(MOST), |extent| Some(extent / 2)).find(fits).unwrap_or(LEAST)
+}
+
 /// What is to be done in etcd.
 fn store_actions(spec: &TorusClusterSpec, seen: &Observed, actions: &mut Vec<Action>) {
     let replicas = u8::try_from(spec.replicas).unwrap_or(1);
     if seen.store == Store::Empty && seen.recorded.cluster_id.is_none() {
-        actions.push(Action::InitCluster { replicas });
+        actions.push(Action::InitCluster { replicas, extent_bytes: extent_bytes(&spec.storage) });
     }
     let Some(ring) = seen.cluster().and_then(|cluster| cluster.ring.as_ref()) else { return };
     let kind = spec.placement.ring.as_str();

@@ -565,3 +565,14 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn small_disks_have_small_extents() {
+    let of = |storage: Value| extent_bytes(&spec(json!({"storage": storage, "etcd": {"managed": {}}})).storage) >> 20;
+    assert_eq!(of(json!({"count": 3, "hostPath": {"size": "1Ti"}})), 64);
+    assert_eq!(of(json!({"count": 3, "hostPath": {"size": "16Gi"}})), 64);
+    assert_eq!(of(json!({"count": 3, "claim": {"size": "10Gi"}})), 32);
+    assert_eq!(of(json!({"count": 3, "hostPath": {"size": "2Gi"}})), 8);
+    assert_eq!(of(json!({"count": 3, "hostPath": {"size": "1Gi"}})), 4);
+    assert_eq!(of(json!({"count": 3, "devices": ["/dev/sdb"]})), 64);
+}
