@@ -58,8 +58,7 @@ impl Mutation {
     }
 }
 
-/// All defects that are asked for, each with the owner that is to catch it. `FenceNotPersisted` is not among them yet: see
-/// `OPEN.md`.
+/// All defects, each with the owner that is to catch it.
 #[cfg(feature = "mutations")]
 #[must_use]
 pub fn all() -> Vec<(Mutation, crate::Kind)> {
@@ -75,6 +74,7 @@ pub fn all() -> Vec<(Mutation, crate::Kind)> {
         (CoreMutation::DamageHidden, Scripted),
         (CoreMutation::ResendAppendsAgain, Scripted),
         (CoreMutation::LeaseForgotten, Scripted),
+        (CoreMutation::FenceNotPersisted, Volume),
         (CoreMutation::CrcIgnored, Volume),
         (CoreMutation::SealsAtOwnLength, Volume),
         (CoreMutation::AckBeforeAllMembers, Volume),

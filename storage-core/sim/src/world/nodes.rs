@@ -262,7 +262,10 @@ impl World {
         let backlog = std::mem::take(&mut node.backlog);
         self.trace.note(self.now, &[23, run.0], || format!("{run:?} goes on"));
         for event in backlog {
-            self.push(Duration::ZERO, event);
+            // The store's answers come by another way than the agents': they may be behind broken connections and new ones.
+            let behind = self.options.usurpers && matches!(event, Event::MetaAnswer { .. });
+            let pause = if behind { self.some_ms(400, 1_500) } else { Duration::ZERO };
+            self.push(pause, event);
         }
     }
 
