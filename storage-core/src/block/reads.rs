@@ -3,11 +3,12 @@
 //! 1. The map is looked up only under a valid read lease (see `log::lease`).
 //! 2. A range that was never written, or was trimmed, reads as zeros without any network.
 //! 3. Bytes that fail their checksum never reach a reader (I18): another member is asked. Only when every member has
-//!    positively no sound copy does the range get an error; a member that cannot be reached is waited for.
+//!    positively no sound copy does the range get an error; a member that cannot be reached is waited for. Nor is it an error
+//!    without a lease: the read is looked up again once there is one, as a newer owner may have moved the blocks.
 //! 4. A member that is slow is not waited for alone: after [`HEDGE_WAIT`] another one is asked as well.
 
 use super::io::{IoDone, IoError, IoId};
-use super::map::{ExtentIndex, Map, Mapped};
+use super::map::{ExtentIndex, Map};
 use crate::format::zeros::push_zeros;
 use crate::format::{Pieces, frame};
 use crate::ids::{AgentId, BLOCK_SIZE, Blocks, ExtentId, ExtentSeq, Lba};
@@ -50,9 +51,17 @@ enum Slot {
     Part(usize),
 }
 
+/// What a client asked for.
+#[derive(Clone, Copy, Debug)]
+struct Wanted {
+    io: IoId,
+    lba: Lba,
+    blocks: u64,
+}
+
 #[derive(Debug)]
 struct Read {
-    io: IoId,
+    wanted: Wanted,
     slots: SmallVec<[Slot; 1]>,
     parts: SmallVec<[Part; 1]>,
     left: usize,
@@ -64,7 +73,7 @@ pub struct Reads {
     next: u64,
     reads: BTreeMap<u64, Read>,
     /// Reads that wait for a lease.
-    waiting: VecDeque<(IoId, Lba, u64)>,
+    waiting: VecDeque<Wanted>,
     turn: usize,
 }
 
@@ -78,7 +87,7 @@ pub struct ReadPart {
 impl Reads {
     /// Takes in a read.
     pub fn push(&mut self, io: IoId, lba: Lba, blocks: u64) {
-        self.waiting.push_back((io, lba, blocks));
+        self.waiting.push_back(Wanted { io, lba, blocks });
     }
 
     /// Nothing is under way.
@@ -95,8 +104,8 @@ impl Reads {
 
     /// Ends everything: the volume is no longer this owner's.
     pub fn fail_all(&mut self, error: &IoError, done: &mut Vec<(IoId, Result<IoDone, IoError>)>) {
-        let waiting = self.waiting.drain(..).map(|(io, ..)| io);
-        let reading = std::mem::take(&mut self.reads).into_values().map(|r| r.io);
+        let waiting = self.waiting.drain(..).map(|wanted| wanted.io);
+        let reading = std::mem::take(&mut self.reads).into_values().map(|r| r.wanted.io);
         done.extend(reading.chain(waiting).map(|io| (io, Err(error.clone()))));
     }
 
@@ -113,9 +122,9 @@ impl Reads {
         if !self.waiting.is_empty() {
             log.want_lease(now, out);
             while log.may_read(now)
-                && let Some((io, lba, blocks)) = self.waiting.pop_front()
+                && let Some(wanted) = self.waiting.pop_front()
             {
-                self.start(now, io, map.get(lba, blocks), log, asks, out, done);
+                self.start(now, wanted, map, log, asks, out, done);
             }
         }
         let due: SmallVec<[(u64, usize); 8]> = self
@@ -137,16 +146,16 @@ impl Reads {
     fn start(
         &mut self,
         now: Instant,
-        io: IoId,
-        runs: impl Iterator<Item = Mapped>,
+        wanted: Wanted,
+        map: &Map,
         log: &mut Log,
         asks: &mut Asks,
         out: &mut Effects,
         done: &mut Vec<(IoId, Result<IoDone, IoError>)>,
     ) {
-        let mut read = Read { io, slots: SmallVec::new(), parts: SmallVec::new(), left: 0 };
+        let mut read = Read { wanted, slots: SmallVec::new(), parts: SmallVec::new(), left: 0 };
         let retains = log.writer.retains();
-        for run in runs {
+        for run in map.get(wanted.lba, wanted.blocks) {
             let Some(loc) = run.at else {
                 read.slots.push(Slot::Zeros(run.blocks));
                 continue;
@@ -184,7 +193,7 @@ impl Reads {
         }
         read.left = read.parts.len();
         if read.left == 0 {
-            done.push((io, Ok(IoDone::Data(Self::gather(read)))));
+            done.push((wanted.io, Ok(IoDone::Data(Self::gather(read)))));
             return;
         }
         for part in &read.parts {
@@ -254,7 +263,7 @@ impl Reads {
                     log.table.at_mut(part.extent).readers -= 1;
                     if read.left == 0 {
                         let read = self.reads.remove(&at.read).expect("the read is under way");
-                        let io = read.io;
+                        let io = read.wanted.io;
                         done.push((io, Ok(IoDone::Data(Self::gather(read)))));
                     }
                     return;
@@ -281,8 +290,17 @@ impl Reads {
         }
         let members = log.table.at(part.extent).members.len();
         if part.words.iter().filter(|(_, w)| *w == Word::Bad).count() >= members {
+            // Without a lease that is no verdict: a newer owner may have emptied the extent and deleted it. To be looked up
+            // again, when it is known that there is none.
+            if !log.may_read(now) {
+                let wanted = self.give_up(at.read, log).wanted;
+                self.waiting.push_back(wanted);
+                return;
+            }
             out.notes.push(Note::Unreadable { extent: part.seq, block: part.block });
-            self.fail(at.read, log, done);
+            let read = self.give_up(at.read, log);
+            let lba = read.parts.iter().find(|p| p.data.is_none()).map_or(read.wanted.lba, |p| p.lba);
+            done.push((read.wanted.io, Err(IoError::Unreadable { lba })));
             return;
         }
         if part.words.iter().all(|(_, w)| *w != Word::Asked) {
@@ -290,14 +308,13 @@ impl Reads {
         }
     }
 
-    /// A read cannot be answered: part of it has no sound copy.
-    fn fail(&mut self, id: u64, log: &mut Log, done: &mut Vec<(IoId, Result<IoDone, IoError>)>) {
+    /// Takes out a read of which some parts are missing.
+    fn give_up(&mut self, id: u64, log: &mut Log) -> Read {
         let read = self.reads.remove(&id).expect("the read is under way");
         for part in read.parts.iter().filter(|p| p.data.is_none()) {
             log.table.at_mut(part.extent).readers -= 1;
         }
-        let lba = read.parts.iter().find(|p| p.data.is_none()).map_or(Lba(0), |p| p.lba);
-        done.push((read.io, Err(IoError::Unreadable { lba })));
+        read
     }
 
     fn gather(mut read: Read) -> Pieces {
