@@ -74,9 +74,13 @@ const SETTLED: &[&str] = &[
     "volume-with-claim",
     "raw-block",
     "filesystems",
+    "expansion",
     "twenty-at-once",
+    "flex-volume",
     "node-without-agent",
     "fs-group",
+    "agent-deleted",
+    "rolling-update",
     "helm-test",
 ];
 
