@@ -9,8 +9,8 @@ use torus_e2e::nbd::Nbd;
 use torus_e2e::usage::Usage;
 
 const TIB: u64 = 1 << 40;
-/// How long is measured: a tick of the kernel's count is 0.05 % of it.
-const TIME: Duration = Duration::from_secs(20);
+/// How long is measured: a tick of the kernel's count is 0.017 % of it.
+const TIME: Duration = Duration::from_secs(60);
 /// Part of a core that an idle agent may use.
 const CPU_MAX: f64 = 0.002;
 /// Memory that an idle agent may take.

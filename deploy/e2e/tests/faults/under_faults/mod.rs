@@ -7,6 +7,7 @@ mod idle;
 mod input;
 mod owners;
 mod removal;
+mod waste;
 
 use anyhow::Result;
 use std::thread;
