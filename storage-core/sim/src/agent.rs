@@ -122,6 +122,12 @@ impl AgentNode {
         self.core.is_some() && !self.paused
     }
 
+    /// It runs and none of its disks works: what it held is gone, as if it had been taken away.
+    #[must_use]
+    pub fn has_lost_all(&self) -> bool {
+        self.core.as_ref().is_some_and(|core| core.disks().iter().all(|disk| disk.failure().is_some()))
+    }
+
     /// Starts its process over its disks.
     pub fn start(&mut self, now: Instant) -> DiskWork {
         self.life += 1;

@@ -42,10 +42,10 @@ fn component(subcommand: &str, component: &str, args: &[&str]) -> Result<Outcome
     Ok(Outcome::Checked(workspace::succeeds(&mut workspace::cargo(args)?)?))
 }
 
-/// Worlds of the real owner, those of another for the members by themselves below the first that still breaks a promise
-/// (`storage-core/sim/OPEN.md`), and a few of both twice to see that a seed is a world; fewer when in a hurry.
+/// Worlds of the real owner, those of another for the members by themselves, and a few of both twice to see that a seed is a
+/// world; fewer when in a hurry.
 fn simulated(options: &Options) -> Result<Outcome> {
-    let (volume, scripted) = if options.quick { ("200", "50") } else { ("2000", "120") };
+    let (volume, scripted) = if options.quick { ("200", "200") } else { ("2000", "2000") };
     let clean = sim::simulate(&["--seeds", volume])?
         && sim::simulate(&["--owner", "scripted", "--seeds", scripted])?
         && sim::simulate(&["--seeds", "20", "--twice"])?

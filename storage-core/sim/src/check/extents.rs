@@ -138,15 +138,15 @@ impl Extents {
         }
     }
 
-    /// An open extent of which no copy proves where it ends: some are gone for good with their agents, and none of the others
-    /// is sound. An owner that opened the volume all the same would be guessing.
+    /// An open extent of which no copy proves where it ends: some are gone for good with their agents or disks, and none of the
+    /// others is sound. An owner that opened the volume all the same would be guessing.
     #[must_use]
-    pub fn undecidable(&self, exists: impl Fn(AgentId) -> bool) -> Option<ExtentId> {
+    pub fn undecidable(&self, is_left: impl Fn(AgentId) -> bool) -> Option<ExtentId> {
         let doubtful = |copy: &Copy| matches!(copy, Copy::Unknown | Copy::Open { damaged: true, .. });
         let open = self.known.iter().filter(|(_, x)| x.registered && x.seal.is_none() && x.stream == Stream::Log);
         let mut found = open.filter(|(_, x)| {
             x.ensembles.last().is_some_and(|members| {
-                let (left, gone): (Vec<AgentId>, Vec<AgentId>) = members.iter().partition(|agent| exists(**agent));
+                let (left, gone): (Vec<AgentId>, Vec<AgentId>) = members.iter().partition(|agent| is_left(**agent));
                 !gone.is_empty() && left.iter().all(|agent| x.told.get(agent).is_some_and(doubtful))
             })
         });

@@ -10,7 +10,7 @@ use torus_core::meta::{MetaError, MetaReply};
 use torus_core::peer::{Request, Response, Unanswered};
 use torus_core::time::Instant;
 
-/// Leases in a row that nobody grants before the owner gives up.
+/// Leases in a row that a member does not grant before the owner gives up.
 const SILENT_MAX: u32 = 12;
 
 /// A frame that not all members have.
@@ -51,8 +51,8 @@ pub(super) struct Serving {
     /// Ended, but no lease stands.
     held: Vec<(u64, Done)>,
     renew_at: Instant,
-    /// Leases in a row that nobody granted.
-    silent: u32,
+    /// Leases in a row that a member has not granted.
+    silent: BTreeMap<AgentId, u32>,
 }
 
 impl Serving {
@@ -71,7 +71,7 @@ impl Serving {
             asked: BTreeMap::new(),
             held: Vec::new(),
             renew_at: now,
-            silent: 0,
+            silent: BTreeMap::new(),
         }
     }
 
@@ -260,12 +260,13 @@ impl Serving {
             }
             (Some(Asked::Block { io, lba, tries }), _) => return self.read_block(base, now, io, lba, tries + 1, out),
             (Some(Asked::Lease), Ok(_)) => {
-                self.silent = 0;
+                self.silent.remove(&agent);
                 self.release(base, now, out);
             }
             (Some(Asked::Lease), Err(_)) => {
-                self.silent += 1;
-                if self.silent > SILENT_MAX && !self.lease_stands(base, now) {
+                let silent = self.silent.entry(agent).or_default();
+                *silent += 1;
+                if *silent > SILENT_MAX && !self.lease_stands(base, now) {
                     return Turn::End(format!("{agent} is gone"));
                 }
             }

@@ -119,8 +119,8 @@ impl World {
         let now = self.now;
         if self.phase.until().is_some_and(|until| now >= until) && self.newest_serving().is_none() {
             // Copies whose ends a power cut tore, beside ones that are gone for good, prove nothing: to refuse is right.
-            let exists = |agent| self.agents.contains_key(&agent);
-            if let Some(extent) = self.extents.undecidable(exists) {
+            let is_left = |agent| self.agents.get(&agent).is_some_and(|node| !node.has_lost_all());
+            if let Some(extent) = self.extents.undecidable(is_left) {
                 self.trace.note(now, &[51], || format!("nobody can tell where {extent} ends"));
                 self.counts.refused += 1;
                 self.phase = Phase::Over;
