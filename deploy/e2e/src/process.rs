@@ -1,5 +1,6 @@
 //! A child process whose output goes to a file.
 
+use crate::guard;
 use crate::usage::Usage;
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::{self, Signal};
@@ -15,7 +16,7 @@ const POLL: Duration = Duration::from_millis(5);
 /// How much of a log goes into a message.
 const TAIL_LINES: usize = 20;
 
-/// A running program. Dropped, it is killed.
+/// A running program. Dropped, it is killed; and so it is when this process is ([`crate::guard`]).
 #[derive(Debug)]
 pub struct Process {
     name: String,
@@ -32,7 +33,9 @@ impl Process {
         let (out, err) = out.with_context(|| format!("cannot open {}, where {name} writes", log.display()))?;
         let child = command.stdin(Stdio::null()).stdout(out).stderr(err).spawn();
         let child = child.with_context(|| format!("cannot start {name} ({})", command.get_program().display()))?;
-        Ok(Self { name: name.into(), child, log })
+        let process = Self { name: name.into(), child, log };
+        guard::watch(process.pid())?;
+        Ok(process)
     }
 
     /// What it is called.
@@ -41,9 +44,14 @@ impl Process {
         &self.name
     }
 
-    /// Lets it run on for good: nobody waits for it any more.
-    pub fn leave(self) {
+    /// Lets it run on for good: nobody waits for it any more, and it outlives this process.
+    ///
+    /// # Errors
+    /// When the guard of processes is gone. It is killed then.
+    pub fn leave(self) -> Result<()> {
+        guard::leave(self.pid())?;
         std::mem::forget(self);
+        Ok(())
     }
 
     /// Its process id, good until [`Process::kill`] or [`Process::wait`].

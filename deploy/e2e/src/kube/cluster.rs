@@ -147,7 +147,7 @@ impl Cluster {
 
     /// Leaves it running for good.
     pub fn leave(mut self) -> Result<()> {
-        self.nodes.drain(..).for_each(Node::leave);
+        self.nodes.drain(..).try_for_each(Node::leave)?;
         self.control.leave()
     }
 }

@@ -133,8 +133,7 @@ impl ControlPlane {
     /// Leaves it running for good.
     pub fn leave(mut self) -> Result<()> {
         self.run.leave()?;
-        self.processes.drain(..).for_each(Process::leave);
-        Ok(())
+        self.processes.drain(..).try_for_each(Process::leave)
     }
 
     fn start_etcd(&mut self) -> Result<String> {

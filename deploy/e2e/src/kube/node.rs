@@ -313,9 +313,9 @@ state = "/run/containerd"
     }
 
     /// Lets its processes run on for good.
-    pub fn leave(mut self) {
-        let all = self.processes.drain(..).chain(self.holder.take());
-        all.for_each(Process::leave);
+    pub fn leave(mut self) -> Result<()> {
+        let mut all = self.processes.drain(..).chain(self.holder.take());
+        all.try_for_each(Process::leave)
     }
 
     /// Fails when a part of it has ended, with the end of its log.

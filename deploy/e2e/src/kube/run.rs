@@ -9,6 +9,7 @@
 
 use super::kernel;
 use crate::cache;
+use crate::guard::identity;
 use crate::process::{Process, until};
 use anyhow::{Context, Result};
 use nix::sys::signal::{Signal, kill};
@@ -162,18 +163,6 @@ fn owner(run: &Path) -> Option<String> {
     fs::read_to_string(run.join("owner")).ok()
 }
 
-/// `pid start`, as `/proc` has them.
-fn identity(pid: u32) -> Option<String> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let (_, after_name) = stat.rsplit_once(')')?;
-    let mut fields = after_name.split_ascii_whitespace();
-    // A process that has ended is there until it is collected.
-    if fields.next()? == "Z" {
-        return None;
-    }
-    Some(format!("{pid} {}", fields.nth(18)?))
-}
-
 fn pid_of(line: &str) -> Option<Pid> {
     line.split(' ').next()?.parse().ok().map(Pid::from_raw)
 }
@@ -209,7 +198,7 @@ mod tests {
         let process = run.start("sleeper", sleeper()).unwrap();
         let (pid, directory) = (process.pid(), run.directory().to_path_buf());
         // Not killed by its own handle, as after a crash.
-        process.leave();
+        process.leave().unwrap();
         drop(run);
         assert!(!directory.exists());
         assert!(identity(pid).is_none());
@@ -220,7 +209,7 @@ mod tests {
         let mut run = Run::begin().unwrap();
         let process = run.start("sleeper", sleeper()).unwrap();
         let (pid, directory) = (process.pid(), run.directory().to_path_buf());
-        process.leave();
+        process.leave().unwrap();
         run.leave().unwrap();
         drop(run);
         assert!(directory.exists() && identity(pid).is_some());
