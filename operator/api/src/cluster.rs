@@ -51,7 +51,7 @@ use serde::{Deserialize, Serialize};
 pub struct TorusClusterSpec {
     /// The image that agents, node plugin and controller run; unless given, the operator's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 512))]
+    #[schemars(length(min = 1, max = 512), regex(pattern = r"^[A-Za-z0-9][-A-Za-z0-9_./:@]*$"))]
     pub image: Option<String>,
     /// When to pull images.
     #[serde(default)]
@@ -164,7 +164,7 @@ pub struct StorageSpec {
 pub struct ClaimTemplate {
     /// Its StorageClass; unless given, the default one. It must not be a class of Torus itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
     pub storage_class_name: Option<String>,
     /// Its size, from 1Gi to 256Ti.
     #[x_kube(
@@ -317,7 +317,7 @@ pub struct ManagedEtcd {
     pub members: i32,
     /// The image to run; unless given, the one of the cluster, which has etcd in it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 512))]
+    #[schemars(length(min = 1, max = 512), regex(pattern = r"^[A-Za-z0-9][-A-Za-z0-9_./:@]*$"))]
     pub image: Option<String>,
     /// Keep each member's data on a PersistentVolumeClaim; unless given, in `hostPath`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -342,7 +342,7 @@ pub struct ManagedEtcd {
 pub struct EtcdClaim {
     /// Its StorageClass; unless given, the default one. It must not be a class of Torus itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
     pub storage_class_name: Option<String>,
     /// Its size.
     pub size: Quantity,
@@ -468,15 +468,15 @@ pub struct CsiSpec {
     pub pod: PodShape,
     /// The image of the external-provisioner.
     #[serde(default = "provisioner_image")]
-    #[schemars(length(min = 1, max = 512))]
+    #[schemars(length(min = 1, max = 512), regex(pattern = r"^[A-Za-z0-9][-A-Za-z0-9_./:@]*$"))]
     pub provisioner_image: String,
     /// The image of the external-attacher.
     #[serde(default = "attacher_image")]
-    #[schemars(length(min = 1, max = 512))]
+    #[schemars(length(min = 1, max = 512), regex(pattern = r"^[A-Za-z0-9][-A-Za-z0-9_./:@]*$"))]
     pub attacher_image: String,
     /// The image of the external-resizer.
     #[serde(default = "resizer_image")]
-    #[schemars(length(min = 1, max = 512))]
+    #[schemars(length(min = 1, max = 512), regex(pattern = r"^[A-Za-z0-9][-A-Za-z0-9_./:@]*$"))]
     pub resizer_image: String,
 }
 

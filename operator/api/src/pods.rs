@@ -87,14 +87,14 @@ pub enum TolerationEffect {
 pub struct Toleration {
     /// The taint's key; none with operator Exists: all keys.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 316))]
+    #[schemars(length(max = 316), regex(pattern = r"^[A-Za-z0-9][-A-Za-z0-9_./]*$"))]
     pub key: Option<String>,
     /// How the value is compared.
     #[serde(default)]
     pub operator: TolerationOperator,
     /// The taint's value, with operator Equal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 63))]
+    #[schemars(length(max = 63), regex(pattern = r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"))]
     pub value: Option<String>,
     /// The taint's effect; none: all effects.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -118,7 +118,7 @@ pub struct PodShape {
     pub node_selector: BTreeMap<String, Label>,
     /// The name of its priority class; none: as the operator sees fit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 253))]
+    #[schemars(length(max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
     pub priority_class_name: Option<String>,
 }
 
