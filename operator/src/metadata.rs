@@ -1,5 +1,6 @@
 //! The metadata store of a cluster: opened with what the spec and the secret say, read once for each pass.
 
+use kube::core::Status;
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -75,14 +76,28 @@ async fn revision(store: &dyn MetadataStore) -> Result<Revision, String> {
 }
 
 /// An error and what caused it, in one line.
-pub fn sentence(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
+pub fn sentence(error: &(dyn Error + 'static)) -> String {
+    let mut text = String::new();
+    let mut next = Some(error);
+    while let Some(cause) = next {
+        let (said, source) = match refusal(cause) {
+            // The apiserver's own words: the client shows them three times, once as it would show them to whom works on it.
+            Some(status) => (status.message.clone(), None),
+            None => (cause.to_string(), cause.source()),
+        };
+        text = if text.is_empty() { said } else { format!("{text}: {said}") };
+        next = source;
     }
     text
+}
+
+/// What the apiserver said, where an error is that it refused.
+fn refusal<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Status> {
+    let boxed = || error.downcast_ref::<Box<kube::Error>>().map(AsRef::as_ref);
+    match error.downcast_ref::<kube::Error>().or_else(boxed)? {
+        kube::Error::Api(status) => Some(status),
+        _ => None,
+    }
 }
 
 /// The store of a cluster: the one from before if nothing changed, else a new connection.

@@ -107,7 +107,7 @@ impl Passes {
             }
             Ok(None) => (Secret::Missing, BTreeMap::new()),
             Err(error) if apply::is_code(&error, 403) => (Secret::Forbidden, BTreeMap::new()),
-            Err(error) => (Secret::Unread(error.to_string()), BTreeMap::new()),
+            Err(error) => (Secret::Unread(sentence(&error)), BTreeMap::new()),
         }
     }
 
