@@ -211,13 +211,15 @@ impl Controller {
                 format!("volume {name:?} has {} bytes, which is above the limit, and cannot shrink", now * BLOCK_BYTES);
             return Err(Failure::Refused(Code::OutOfRange, text));
         }
-        if size.blocks > now {
+        // Who says only how large it may be asks for nothing.
+        let wanted = if range.required_bytes == 0 { now } else { size.blocks };
+        if wanted > now {
             let doc = &info.meta.doc;
             let cluster = load_cluster(&*self.store).await?;
-            self.fits(&doc.name, Lba(size.blocks), doc.replicas, &cluster).await?;
+            self.fits(&doc.name, Lba(wanted), doc.replicas, &cluster).await?;
         }
         // Larger already: nothing is left to do.
-        let grown = resize_volume(&*self.store, info.id, Lba(size.blocks.max(now))).await?;
+        let grown = resize_volume(&*self.store, info.id, Lba(wanted.max(now))).await?;
         Ok(ControllerExpandVolumeResponse { capacity_bytes: bytes(grown.size), node_expansion_required: true })
     }
 

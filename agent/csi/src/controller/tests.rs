@@ -163,7 +163,9 @@ async fn a_volume_grows_and_never_shrinks() {
         let grown = expand(10_000, 0).await.unwrap().into_inner();
         assert_eq!((grown.capacity_bytes, grown.node_expansion_required), (12_288, true));
     }
-    assert_eq!(expand(4096, 0).await.unwrap().into_inner().capacity_bytes, 12_288);
+    for (required_bytes, limit_bytes) in [(4096, 0), (0, 0), (0, 1 << 30)] {
+        assert_eq!(expand(required_bytes, limit_bytes).await.unwrap().into_inner().capacity_bytes, 12_288);
+    }
     assert_eq!(expand(4096, 8192).await.unwrap_err().code(), Code::OutOfRange);
 }
 

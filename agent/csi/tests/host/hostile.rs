@@ -39,6 +39,9 @@ fn nothing_is_touched_outside() {
     for path in &bad {
         assert_eq!(code(world.publish(&id, &staging, path, &use_, false)), Code::InvalidArgument, "{path:?}");
         assert_eq!(code(world.unpublish(&id, path)), Code::InvalidArgument, "{path:?}");
+        assert_eq!(code(world.stats(&id, path).map(drop)), Code::NotFound, "{path:?}");
+        let expanded = code(world.expand(&id, path, 64 * MIB).map(drop));
+        assert!(matches!(expanded, Code::InvalidArgument | Code::NotFound), "{path:?}: {expanded}");
     }
     for handle in ["made-up", "../../etc", "-rf", "pvc-paths", "0123456789abcdef"] {
         assert_eq!(
@@ -47,6 +50,8 @@ fn nothing_is_touched_outside() {
             "{handle}"
         );
         assert_eq!(code(world.unstage(handle, &world.path("other"))), Code::Ok, "{handle}");
+        assert_eq!(code(world.stats(handle, &staging).map(drop)), Code::NotFound, "{handle}");
+        assert_eq!(world.grow(handle, 64 * MIB).unwrap_err().code(), Code::NotFound, "{handle}");
     }
     let flags = VolumeCapability {
         access_type: Some(AccessType::Mount(MountVolume {
@@ -191,6 +196,13 @@ fn numbers_and_names_out_of_all_range() {
         world.forbid_and_delete(&made.volume_id);
     }
     let id = ask(&|_| {}).unwrap().volume_id;
+    let larger = world.grow(&id, 1 << 40).unwrap_err();
+    assert_eq!(larger.code(), Code::OutOfRange, "{larger}");
+    assert!(larger.message().contains("ask for less, or add disks"), "{larger}");
+    for size in [-1, i64::MIN, i64::MAX] {
+        let status = world.grow(&id, size).unwrap_err();
+        assert!(matches!(status.code(), Code::InvalidArgument | Code::OutOfRange), "{size}: {status}");
+    }
     for node in ["", "-rf", "../node", "a\0b", "no-such-node", &"n".repeat(100_000)] {
         let request = ControllerPublishVolumeRequest {
             volume_id: id.clone(),

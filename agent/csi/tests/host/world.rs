@@ -21,10 +21,10 @@ use torus_proto::csi::node_server::Node as _;
 use torus_proto::csi::volume_capability::access_mode::Mode;
 use torus_proto::csi::volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume};
 use torus_proto::csi::{
-    CapacityRange, ControllerExpandVolumeRequest, ControllerPublishVolumeRequest, ControllerUnpublishVolumeRequest,
-    CreateVolumeRequest, DeleteVolumeRequest, NodeExpandVolumeRequest, NodeGetVolumeStatsRequest,
-    NodeGetVolumeStatsResponse, NodePublishVolumeRequest, NodeStageVolumeRequest, NodeUnpublishVolumeRequest,
-    NodeUnstageVolumeRequest, VolumeCapability,
+    CapacityRange, ControllerExpandVolumeRequest, ControllerExpandVolumeResponse, ControllerPublishVolumeRequest,
+    ControllerUnpublishVolumeRequest, CreateVolumeRequest, DeleteVolumeRequest, NodeExpandVolumeRequest,
+    NodeGetVolumeStatsRequest, NodeGetVolumeStatsResponse, NodePublishVolumeRequest, NodeStageVolumeRequest,
+    NodeUnpublishVolumeRequest, NodeUnstageVolumeRequest, VolumeCapability,
 };
 use torus_store::Fill;
 
@@ -217,22 +217,25 @@ impl World {
         Ok(self.runtime.block_on(self.plugin.node_get_volume_stats(Request::new(request)))?.into_inner())
     }
 
+    /// By the controller alone.
+    pub fn grow(&self, id: &str, required_bytes: i64) -> Result<ControllerExpandVolumeResponse, Status> {
+        let request = ControllerExpandVolumeRequest {
+            volume_id: id.into(),
+            capacity_range: Some(CapacityRange { required_bytes, limit_bytes: 0 }),
+            ..ControllerExpandVolumeRequest::default()
+        };
+        Ok(self.runtime.block_on(self.controller.controller_expand_volume(Request::new(request)))?.into_inner())
+    }
+
     pub fn expand(&self, id: &str, path: &str, required_bytes: i64) -> Result<i64, Status> {
-        self.runtime.block_on(async {
-            let request = ControllerExpandVolumeRequest {
-                volume_id: id.into(),
-                capacity_range: Some(CapacityRange { required_bytes, limit_bytes: 0 }),
-                ..ControllerExpandVolumeRequest::default()
-            };
-            let grown = self.controller.controller_expand_volume(Request::new(request)).await.unwrap().into_inner();
-            assert!(grown.node_expansion_required);
-            let request = NodeExpandVolumeRequest {
-                volume_id: id.into(),
-                volume_path: path.into(),
-                ..NodeExpandVolumeRequest::default()
-            };
-            Ok(self.plugin.node_expand_volume(Request::new(request)).await?.into_inner().capacity_bytes)
-        })
+        assert!(self.grow(id, required_bytes).unwrap().node_expansion_required);
+        let request = NodeExpandVolumeRequest {
+            volume_id: id.into(),
+            volume_path: path.into(),
+            ..NodeExpandVolumeRequest::default()
+        };
+        let expanded = self.runtime.block_on(self.plugin.node_expand_volume(Request::new(request)))?;
+        Ok(expanded.into_inner().capacity_bytes)
     }
 }
 
