@@ -231,6 +231,8 @@ impl ControlPlane {
         if !place.has_nodes {
             // A test that makes nodes up says itself how they are.
             manager.arg("--controllers=*,-node-lifecycle-controller");
+            // The default of 20 calls a second is for who shares an apiserver with many.
+            manager.args(["--kube-api-qps=200", "--kube-api-burst=400"]);
         }
         manager.arg("--flex-volume-plugin-dir").arg(self.run.subdirectory("flexvolume")?);
         let mut scheduler = Command::new(programs.join("kube-scheduler"));

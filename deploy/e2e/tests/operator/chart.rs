@@ -1,10 +1,9 @@
 //! The chart: sound, strict about its values, the source of deploy/manifests, and not to be uninstalled over data.
 
 use crate::rights::confined;
-use crate::world::{NAMESPACE, SOON, World, condition, helm, root, volume};
+use crate::world::{NAMESPACE, PROGRAMS, World, condition, helm, root, volume};
 use serde_json::json;
 use std::process::Command;
-use torus_e2e::binaries;
 
 #[test]
 fn the_chart_is_sound_and_refuses_values_that_are_not() {
@@ -61,17 +60,15 @@ fn the_guard_names_what_would_be_lost() {
     confined("guard", &job["spec"]["template"]["spec"], true);
     world.kubectl().run(["delete", "job", "torus-guard", "-n", NAMESPACE]).unwrap();
     let account = world.account("torus-guard");
-    let [program] = binaries::build("dev", ["torus-operator"]).unwrap();
     let guard = || {
-        let output = Command::new(&program).arg("guard").env("KUBECONFIG", &account).output().unwrap();
+        let output = Command::new(&PROGRAMS.operator).arg("guard").env("KUBECONFIG", &account).output().unwrap();
         (output.status.success(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
     };
     world
         .kubectl()
         .apply(&volume("precious", &json!({"size": "8Mi", "claim": {"name": "precious"}})).to_string())
         .unwrap();
-    let is_ready = |found: &serde_json::Value| condition(found, "Ready").0 == "True";
-    world.kubectl().until(["torusvolume", "precious"], "it is ready", SOON, is_ready).unwrap();
+    world.until(["torusvolumes", "default", "precious"], "it is ready", |found| condition(found, "Ready").0 == "True");
     let (done, said) = guard();
     assert!(!done, "{said}");
     for words in

@@ -1,6 +1,6 @@
 //! An operator that is killed every few seconds: what comes of an install, a growth and a deletion is what comes of undisturbed ones.
 
-use crate::objects::objects;
+use crate::objects::{made, objects};
 use crate::world::{SOON, World, condition, volume, with};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
@@ -27,7 +27,6 @@ impl Run {
     fn until(&mut self, what: &str, holds: impl Fn(&World) -> bool) {
         let begun = Instant::now();
         while !holds(&self.world) {
-            self.world.settle();
             if let Some(pauses) = &mut self.pauses
                 && Instant::now() >= self.next
             {
@@ -50,6 +49,7 @@ impl Run {
 fn whole_life(seed: Option<u64>) -> [Value; 3] {
     let mut world = World::installed();
     world.nodes(4);
+    world.start_kubelets();
     world.start_etcd();
     world.start_operator();
     let spec = with(&world.spec(), "/deletionPolicy", json!("RefuseWhileVolumesExist"));
@@ -63,8 +63,7 @@ fn whole_life(seed: Option<u64>) -> [Value; 3] {
     run.world.start_agents(4);
     let is_ready = |world: &World, agents: &str| {
         let cluster = world.cluster();
-        let volumes = world.kubectl().json(["get", "torusvolumes", "-A"]).unwrap();
-        let volumes = volumes["items"].as_array().unwrap();
+        let volumes = world.volumes();
         cluster["status"]["agentsSummary"] == agents
             && cluster["status"]["observedGeneration"] == cluster["metadata"]["generation"]
             && condition(&cluster, "Ready").0 == "True"
@@ -79,20 +78,12 @@ fn whole_life(seed: Option<u64>) -> [Value; 3] {
     let grown = objects(&run.world);
     run.world.kubectl().run(["delete", "torusvolume", "-n", "default", "--all", "--wait=false"]).unwrap();
     run.world.kubectl().run(["delete", "toruscluster", "main", "-n", "torus-system", "--wait=false"]).unwrap();
-    run.until("all is gone", |world| {
-        let of_ours = "app.kubernetes.io/managed-by=torus-operator";
-        let left = world.kubectl().json(["get", LEFT, "-A", "-l", of_ours]).unwrap();
-        world.cluster().is_null() && left["items"].as_array().unwrap().is_empty()
-    });
+    run.until("all is gone", |world| world.cluster().is_null() && world.volumes().is_empty() && made(world).is_empty());
     println!("killed {} times", run.kills);
     assert_eq!(seed.is_some(), run.kills > 5, "killed {} times", run.kills);
     let deleted = objects(&run.world);
     [installed, grown, deleted]
 }
-
-/// What belongs to a TorusCluster and its volumes.
-const LEFT: &str = "torusvolumes,configmaps,services,statefulsets,daemonsets,deployments,poddisruptionbudgets,csidrivers,storageclasses,\
-                    persistentvolumes,persistentvolumeclaims";
 
 #[test]
 fn an_operator_that_is_killed_all_the_time_comes_to_the_same() {

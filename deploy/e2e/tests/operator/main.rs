@@ -1,17 +1,20 @@
 //! The operator, the schemas and the chart against a real apiserver, controller manager and scheduler; with a real etcd and real agents
 //! on the side of the metadata.
 //!
-//! There are no kubelets: [`world::World::settle`] stands in for them where a test says so, by writing that pods are ready, and by taking
-//! away pods that were deleted. What pods really do is the business of the scenarios on real nodes.
+//! There are no kubelets; [`kubelets`] stand in for them where a test says so. What waits asks the apiserver itself ([`client`]): a
+//! `kubectl` for each question would cost more than all the rest. Each test has a Kubernetes of its own, and as many run at a time as there
+//! are processors; the longest, [`changes`], sorts among the first and so begins early.
 
 #![allow(clippy::unwrap_used, reason = "a step that fails here fails the test")]
 
+mod changes;
 mod chart;
+mod client;
 mod killed;
+mod kubelets;
 mod many;
 mod objects;
 mod refused;
 mod rights;
 mod schema;
-mod walk;
 mod world;

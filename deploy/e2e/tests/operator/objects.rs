@@ -4,26 +4,38 @@ use crate::world::World;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 
+/// What a TorusCluster owns in its namespace: gone with it.
+pub const OWNED: [&str; 6] =
+    ["configmaps", "services", "statefulsets", "daemonsets", "deployments", "poddisruptionbudgets"];
+/// What else the operator makes.
+const FURTHER: [&str; 4] = ["csidrivers", "storageclasses", "persistentvolumes", "persistentvolumeclaims"];
+
+/// The objects of some kinds that the operator made.
+pub fn of_kinds(world: &World, kinds: &[&str]) -> Vec<Value> {
+    let ours = "app.kubernetes.io/managed-by=torus-operator";
+    kinds.iter().flat_map(|kind| world.client.list(kind, "", ours)).collect()
+}
+
+/// All objects that the operator made.
+pub fn made(world: &World) -> Vec<Value> {
+    [&OWNED[..], &FURTHER].iter().flat_map(|kinds| of_kinds(world, kinds)).collect()
+}
+
 /// Everything that the operator made, without what differs between two objects of the same spec.
 pub fn objects(world: &World) -> Value {
-    let kinds = "configmaps,services,statefulsets,daemonsets,deployments,poddisruptionbudgets,csidrivers,storageclasses,\
-                 persistentvolumes,persistentvolumeclaims";
-    let found =
-        world.kubectl().json(["get", kinds, "-A", "-l", "app.kubernetes.io/managed-by=torus-operator"]).unwrap();
-    let volumes = world.kubectl().json(["get", "torusvolumes", "-A"]).unwrap();
     let cluster = world.cluster();
     // Ids that are drawn, and whose they are.
     let mut ids = BTreeMap::new();
     let mut learn = |value: &Value, name: String| drop(value.as_str().map(|id| ids.insert(id.to_owned(), name)));
     learn(&cluster["metadata"]["uid"], "<uid of main>".into());
-    for volume in volumes["items"].as_array().unwrap() {
+    for volume in world.volumes() {
         let name = volume["metadata"]["name"].as_str().unwrap();
         learn(&volume["metadata"]["uid"], format!("<uid of {name}>"));
         learn(&volume["status"]["volumeId"], format!("<id of {name}>"));
     }
     let mut normal = Map::new();
-    for object in found["items"].as_array().unwrap() {
-        let mut text = normalised(object).to_string();
+    for object in made(world) {
+        let mut text = normalised(&object).to_string();
         for (id, name) in &ids {
             text = text.replace(id, name);
         }

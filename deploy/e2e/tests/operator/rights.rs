@@ -80,17 +80,13 @@ fn pods_run_with_no_more_than_they_need() {
     let mut spec = world.spec();
     spec["etcd"] = serde_json::json!({"managed": {"members": 1}});
     world.apply_cluster(&spec).unwrap();
-    let find = |kind: &str, name: &str| {
-        let limit = crate::world::SOON;
-        world.kubectl().until([kind, name, "-n", NAMESPACE], "it is made", limit, |_| true).unwrap()
-    };
     let (done, rendered) =
         helm(None, &["template", "torus", "charts/torus", "-n", NAMESPACE, "--show-only", "templates/operator.yaml"]);
     assert!(done, "{rendered}");
     let operator = world.kubectl().feed(["create", "--dry-run=client", "-o", "json", "-f", "-"], &rendered).unwrap();
     let operator: Value = serde_json::from_str(&operator).unwrap();
     confined("operator", &operator["spec"]["template"]["spec"], true);
-    let etcd = find("statefulset", "main-etcd-0");
+    let etcd = world.until(["statefulsets", NAMESPACE, "main-etcd-0"], "it is made", |set| !set.is_null());
     confined("etcd", &etcd["spec"]["template"]["spec"], false);
 }
 

@@ -1,16 +1,18 @@
 //! A Kubernetes, the chart's rights in it, an operator that runs with them, an etcd and agents.
 
+use crate::client::Client;
+use crate::kubelets::Kubelets;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::LazyLock;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 use torus_e2e::etcd::Etcd;
 use torus_e2e::kube::{ControlPlane, Kubectl, Progress, go};
-use torus_e2e::process::{Process, until};
+use torus_e2e::process::Process;
 use torus_e2e::scratch::Scratch;
 use torus_e2e::{binaries, ports};
 
@@ -18,21 +20,39 @@ use torus_e2e::{binaries, ports};
 pub const NAMESPACE: &str = "torus-system";
 /// What is waited for takes a second or two; a loaded machine takes longer.
 pub const SOON: Duration = Duration::from_secs(90);
+/// The TorusCluster `main`: kind, namespace and name.
+pub const MAIN: [&str; 3] = ["torusclusters", NAMESPACE, "main"];
 /// The user that the operator is.
 const OPERATOR: &str = "system:serviceaccount:torus-system:torus-operator";
 
-/// One control plane at a time: two of them, with all that belongs to them, are more than a small machine has room for.
-static ONE: Mutex<()> = Mutex::new(());
+/// How often is looked at what cannot be watched.
+const POLL: Duration = Duration::from_millis(100);
 
-/// Everything, less the operator's process.
+/// Torus's programs, built once.
+pub static PROGRAMS: LazyLock<Programs> = LazyLock::new(|| {
+    let programs = ["torus-operator", "torus-agent", "torusctl", "kubectl-torus"];
+    let [operator, agent, torusctl, kubectl_torus] = binaries::build("dev", programs).unwrap();
+    Programs { operator, agent, torusctl, kubectl_torus }
+});
+
+pub struct Programs {
+    pub operator: PathBuf,
+    pub agent: PathBuf,
+    pub torusctl: PathBuf,
+    pub kubectl_torus: PathBuf,
+}
+
+/// Everything, less the operator's process. Each test has one of its own, as there is one Torus in a Kubernetes.
 pub struct World {
     pub operator: Option<Process>,
     pub agents: Vec<Process>,
     pub etcd: Option<Etcd>,
+    /// Asks the apiserver, as the administrator.
+    pub client: Client,
+    kubelets: Option<Kubelets>,
     pub plane: ControlPlane,
     pub scratch: Scratch,
     pub http: u16,
-    _one: Option<MutexGuard<'static, ()>>,
 }
 
 /// The root of the checkout.
@@ -61,34 +81,23 @@ pub fn helm(kubectl: Option<&Kubectl>, args: &[&str]) -> (bool, String) {
 impl World {
     /// A Kubernetes alone.
     pub fn bare() -> World {
-        let one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut world = World::beside();
-        world._one = Some(one);
-        world
-    }
-
-    /// A second one, for who has one already.
-    pub fn beside() -> World {
         let plane = ControlPlane::start().unwrap();
+        let client = Client::of(plane.kubectl().kubeconfig());
         let scratch = Scratch::new("operator-test").unwrap();
         let http = ports::free().unwrap();
-        World { operator: None, agents: Vec::new(), etcd: None, plane, scratch, http, _one: None }
+        World { operator: None, agents: Vec::new(), etcd: None, client, kubelets: None, plane, scratch, http }
     }
 
     /// With the chart installed, less the operator's own pod.
     pub fn installed() -> World {
         let world = World::bare();
-        world.install();
-        world
-    }
-
-    pub fn install(&self) {
         let args =
             ["install", "torus", "charts/torus", "-n", NAMESPACE, "--create-namespace", "--set", "etcdSecrets={etcd}"];
-        let (done, said) = helm(Some(self.kubectl()), &args);
+        let (done, said) = helm(Some(world.kubectl()), &args);
         assert!(done, "{said}");
         assert!(!said.to_lowercase().contains("warn"), "{said}");
-        self.kubectl().run(["delete", "deployment", "torus-operator", "-n", NAMESPACE]).unwrap();
+        world.client.delete("deployments", NAMESPACE, "torus-operator");
+        world
     }
 
     pub fn kubectl(&self) -> &Kubectl {
@@ -97,8 +106,7 @@ impl World {
 
     /// Starts the operator with the rights of its service account.
     pub fn start_operator(&mut self) {
-        let [program] = binaries::build("dev", ["torus-operator"]).unwrap();
-        let mut command = Command::new(program);
+        let mut command = Command::new(&PROGRAMS.operator);
         command.env("KUBECONFIG", self.account("torus-operator")).env("TORUS_LOG", "info");
         command.args(["--namespace", NAMESPACE, "--image", "torus:test", "--identity", "under-test"]);
         command.arg("--http-address").arg(format!("127.0.0.1:{}", self.http));
@@ -113,9 +121,12 @@ impl World {
         }
     }
 
-    /// A kubeconfig with the token of a service account.
+    /// A kubeconfig with the token of a service account, which is good for hours.
     pub fn account(&self, name: &str) -> PathBuf {
         let path = self.scratch.path().join(format!("{name}.kubeconfig"));
+        if path.exists() {
+            return path;
+        }
         let token = self.kubectl().run(["create", "token", name, "-n", NAMESPACE, "--duration=8h"]).unwrap();
         let config = json!({
             "apiVersion": "v1",
@@ -145,13 +156,18 @@ impl World {
                 "kubernetes.io/hostname": name, "topology.kubernetes.io/zone": format!("z{number}"), "disk": "ssd", "x": "",
             });
             let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels}});
-            self.kubectl().apply(&node.to_string()).unwrap();
+            self.client.create("nodes", &node);
             self.node_is_ready(&name, "True");
             let amounts = json!({"cpu": "64", "memory": "256Gi", "pods": "200"});
-            self.patch_status("node", &name, "", &json!({"capacity": amounts, "allocatable": amounts}));
+            self.client.patch_status("nodes", "", &name, &json!({"capacity": amounts, "allocatable": amounts}));
             // Without its controller, nobody takes it away.
-            self.kubectl().run(["patch", "node", &name, "--type=merge", "-p", r#"{"spec":{"taints":null}}"#]).unwrap();
+            self.client.patch("nodes", "", &name, &json!({"spec": {"taints": null}}));
         }
+    }
+
+    /// From now on pods are looked after.
+    pub fn start_kubelets(&mut self) {
+        self.kubelets = Some(Kubelets::start(&self.client));
     }
 
     /// What its kubelet, or the controller that misses it, says of a node.
@@ -161,25 +177,15 @@ impl World {
             "type": "Ready", "status": status, "reason": "Test", "message": "as the test says",
             "lastHeartbeatTime": at, "lastTransitionTime": at,
         });
-        self.patch_status("node", name, "", &json!({"conditions": [ready]}));
-    }
-
-    pub fn patch_status(&self, kind: &str, name: &str, namespace: &str, status: &Value) {
-        let patch = json!({"status": status}).to_string();
-        let mut args = vec!["patch", kind, name, "--subresource=status", "--type=merge", "-p", &patch];
-        if !namespace.is_empty() {
-            args.extend(["-n", namespace]);
-        }
-        self.kubectl().run(args).unwrap();
+        self.client.patch_status("nodes", "", name, &json!({"conditions": [ready]}));
     }
 
     /// Starts agents called `n0`, `n1`, …, as those in the pods of a cluster on host paths are. They wait for the cluster to be made.
     pub fn start_agents(&mut self, count: usize) {
         let url = self.etcd.as_ref().unwrap().url();
-        let [program] = binaries::build("dev", ["torus-agent"]).unwrap();
         for number in 0..count {
             let name = format!("n{number}");
-            let mut command = Command::new(&program);
+            let mut command = Command::new(&PROGRAMS.agent);
             command.args(["--etcd", &url, "--name", &name, "--domain", &format!("z{number}/{name}"), "--auto-join"]);
             command.arg("--data-dir").arg(self.scratch.path().join(&name));
             command.args(["--size", "1GiB", "--fill", "reserve", "--host", "127.0.0.1"]);
@@ -192,63 +198,52 @@ impl World {
         }
     }
 
-    /// Stands in for kubelets, once: pods that have a node are ready, pods that were deleted are gone. Whether it did anything.
-    pub fn settle(&self) -> bool {
-        let pods = self.kubectl().json(["get", "pods", "-n", NAMESPACE]).unwrap();
-        let mut did = false;
-        for pod in pods["items"].as_array().unwrap() {
-            let name = pod["metadata"]["name"].as_str().unwrap();
-            let is_ready = |condition: &Value| condition["type"] == "Ready" && condition["status"] == "True";
-            let conditions = pod["status"]["conditions"].as_array();
-            if !pod["metadata"]["deletionTimestamp"].is_null() {
-                let gone = [
-                    "delete",
-                    "pod",
-                    name,
-                    "-n",
-                    NAMESPACE,
-                    "--grace-period=0",
-                    "--force",
-                    "--wait=false",
-                    "--ignore-not-found",
-                ];
-                self.kubectl().run(gone).unwrap();
-                did = true;
-            } else if pod["spec"]["nodeName"].is_string()
-                && !conditions.is_some_and(|conditions| conditions.iter().any(is_ready))
-            {
-                let at = "2026-01-01T00:00:00Z";
-                let of = |kind: &str| json!({"type": kind, "status": "True", "lastTransitionTime": at});
-                let status =
-                    json!({"phase": "Running", "conditions": [of("Ready"), of("ContainersReady"), of("PodScheduled")]});
-                // It may be gone by now.
-                let patch = json!({"status": status}).to_string();
-                let args =
-                    ["patch", "pod", name, "-n", NAMESPACE, "--subresource=status", "--type=merge", "-p", &patch];
-                drop(self.kubectl().run(args));
-                did = true;
-            }
-        }
-        did
+    /// Waits until something holds for an object, which is null while it is not there.
+    #[track_caller]
+    pub fn until(&self, [kind, namespace, name]: [&str; 3], what: &str, holds: impl Fn(&Value) -> bool) -> Value {
+        self.client.until(kind, namespace, name, SOON, holds).unwrap_or_else(|last| {
+            panic!("{kind} {name}, not within {SOON:?}: {what}; {:#}\n{}", brief(&last), self.log())
+        })
     }
 
-    /// Waits until something holds for the TorusCluster `main`, standing in for kubelets meanwhile.
-    pub fn settle_until(&self, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
+    /// Waits until something holds for the TorusCluster `main`.
+    #[track_caller]
+    pub fn until_cluster(&self, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
+        self.until(MAIN, what, holds)
+    }
+
+    /// Waits until something holds that is not to be seen at one object alone.
+    #[track_caller]
+    pub fn until_all(&self, what: &str, limit: Duration, mut holds: impl FnMut() -> bool) {
         let begun = Instant::now();
-        loop {
-            self.settle();
-            let found = self.cluster();
-            if holds(&found) {
-                return found;
-            }
-            assert!(begun.elapsed() < SOON, "not within {SOON:?}: {what}; {found:#}\n{}", self.log());
-            sleep(Duration::from_millis(300));
+        while !holds() {
+            assert!(
+                begun.elapsed() < limit,
+                "not within {limit:?}: {what}; {:#}\n{}",
+                brief(&self.cluster()),
+                self.log()
+            );
+            sleep(POLL);
         }
+    }
+
+    /// Deletes an object, and waits until it is gone.
+    #[track_caller]
+    pub fn delete(&self, object: [&str; 3]) {
+        let [kind, namespace, name] = object;
+        self.client.delete(kind, namespace, name);
+        self.until(object, "it is gone", Value::is_null);
     }
 
     /// The TorusCluster `main`, or null.
     pub fn cluster(&self) -> Value {
-        self.kubectl().find(["toruscluster", "main", "-n", NAMESPACE]).unwrap().unwrap_or_default()
+        let [kind, namespace, name] = MAIN;
+        self.client.find(kind, namespace, name).unwrap_or_default()
+    }
+
+    /// All TorusVolumes.
+    pub fn volumes(&self) -> Vec<Value> {
+        self.client.list("torusvolumes", "", "")
     }
 
     /// What the operator said last.
@@ -269,6 +264,10 @@ impl World {
         self.kubectl().apply(&cluster(spec).to_string())
     }
 
+    pub fn apply_volume(&self, name: &str, spec: &Value) -> anyhow::Result<String> {
+        self.kubectl().apply(&volume(name, spec).to_string())
+    }
+
     /// A whole cluster that is ready: operator, etcd, three agents, three nodes.
     pub fn ready() -> World {
         let mut world = World::installed();
@@ -279,16 +278,18 @@ impl World {
     /// Operator, etcd, three agents, and so many nodes.
     pub fn make_ready(&mut self, nodes: usize) {
         self.nodes(nodes);
+        self.make_ready_on_nodes();
+    }
+
+    /// The same on nodes that are there.
+    pub fn make_ready_on_nodes(&mut self) {
+        self.start_kubelets();
         self.start_etcd();
         self.start_operator();
         self.apply_cluster(&self.spec()).unwrap();
-        until("the cluster is made in etcd", SOON, || {
-            sleep(Duration::from_millis(200));
-            Ok(self.cluster()["status"]["clusterId"].is_string())
-        })
-        .unwrap_or_else(|error| panic!("{error:#}\n{}", self.log()));
+        self.until_cluster("it is made in etcd", |cluster| cluster["status"]["clusterId"].is_string());
         self.start_agents(3);
-        self.settle_until("it is ready", |cluster| {
+        self.until_cluster("it is ready", |cluster| {
             condition(cluster, "Ready").0 == "True"
                 && cluster["status"]["agents"].as_array().is_some_and(|agents| agents.len() == 3)
         });
@@ -326,6 +327,7 @@ impl Drop for World {
             eprintln!("the operator said last:\n{}", self.log());
         }
         // Before what they speak to.
+        self.kubelets = None;
         self.operator = None;
         self.agents.clear();
         self.etcd = None;
@@ -350,6 +352,11 @@ pub fn volume(name: &str, spec: &Value) -> Value {
         "apiVersion": "torus.storage/v1alpha1", "kind": "TorusVolume",
         "metadata": {"name": name, "namespace": "default"}, "spec": spec,
     })
+}
+
+/// What matters of an object that was waited for in vain.
+fn brief(object: &Value) -> Value {
+    json!({"generation": object["metadata"]["generation"], "finalizers": object["metadata"]["finalizers"], "status": object["status"]})
 }
 
 /// Status, reason and message of a condition; empty where there is none.

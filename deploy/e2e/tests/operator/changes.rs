@@ -1,8 +1,8 @@
 //! A walk through a hundred changes, sound ones and others: after each sound one, what is there is what a fresh object of that spec gives;
-//! the others are refused with a sentence, and change nothing.
+//! the others are refused with a sentence, and change nothing. What is walked is changed by `kubectl apply`, as a person does it.
 
-use crate::objects::objects;
-use crate::world::{NAMESPACE, SOON, World, condition, volume, with};
+use crate::objects::{OWNED, objects, of_kinds};
+use crate::world::{MAIN, SOON, World, cluster, condition, volume, with};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -83,8 +83,7 @@ fn a_hundred_changes_come_to_what_fresh_objects_come_to() {
     // As many nodes as there are ever to be agents.
     let mut walked = World::installed();
     walked.make_ready(5);
-    let mut fresh = World::beside();
-    fresh.install();
+    let mut fresh = World::installed();
     fresh.make_ready(5);
     let mut chance = Chance(20_261_128);
     let mut spec = walked.spec();
@@ -126,8 +125,8 @@ fn a_hundred_changes_come_to_what_fresh_objects_come_to() {
                 let claim = if chance.below(2) == 0 { json!({"name": name}) } else { Value::Null };
                 let mode = chance.of(&["Filesystem", "Block"]);
                 let made = with(&json!({"size": "8Mi", "volumeMode": mode}), "/claim", claim);
-                apply(&walked, &name, &made);
-                apply(&fresh, &name, &made);
+                walked.apply_volume(&name, &made).unwrap();
+                make(&fresh, &name, &made);
                 println!("step {step}: {name} is made, {made}");
                 volumes.insert(name, made);
                 taken += 1;
@@ -140,12 +139,11 @@ fn a_hundred_changes_come_to_what_fresh_objects_come_to() {
                 let path = if volumes[&name]["claim"].is_null() { "/claim" } else { path };
                 let value = if path == "/claim" { json!({"name": name}) } else { value };
                 let changed = with(&volumes[&name], path, value);
-                apply(&walked, &name, &changed);
+                walked.apply_volume(&name, &changed).unwrap();
                 // A fresh one of that spec.
-                let gone = with(&volumes[&name], "/deletionPolicy", Value::Null);
-                apply(&fresh, &name, &gone);
-                fresh.kubectl().run(["delete", "torusvolume", &name, "--timeout=90s"]).unwrap();
-                apply(&fresh, &name, &changed);
+                make(&fresh, &name, &with(&volumes[&name], "/deletionPolicy", Value::Null));
+                fresh.delete(["torusvolumes", "default", &name]);
+                make(&fresh, &name, &changed);
                 println!("step {step}: {name} {path}");
                 volumes.insert(name, changed);
                 taken += 1;
@@ -159,7 +157,7 @@ fn a_hundred_changes_come_to_what_fresh_objects_come_to() {
                     ("/fsType", json!("xfs"), "fsType"),
                 ];
                 let (path, value, words) = chance.of(&bad).clone();
-                let said = walked.kubectl().apply(&volume(&name, &with(&volumes[&name], path, value)).to_string());
+                let said = walked.apply_volume(&name, &with(&volumes[&name], path, value));
                 let said = format!("{:#}", said.expect_err(&format!("{name} {path} was taken")));
                 assert!(said.contains(words), "{path}: {said}");
                 refused += 1;
@@ -173,51 +171,34 @@ fn a_hundred_changes_come_to_what_fresh_objects_come_to() {
     assert!(taken > 30 && refused > 15, "{taken} taken, {refused} refused");
 }
 
-fn apply(world: &World, name: &str, spec: &Value) {
-    world.kubectl().apply(&volume(name, spec).to_string()).unwrap();
+fn make(world: &World, name: &str, spec: &Value) {
+    world.client.apply("torusvolumes", &volume(name, spec)).unwrap();
 }
 
 /// The TorusCluster anew; the volumes stay.
 fn renew(world: &World, spec: &Value) {
-    let keep = r#"{"spec":{"deletionPolicy":"KeepData"}}"#;
-    world.kubectl().run(["patch", "toruscluster", "main", "-n", NAMESPACE, "--type=merge", "-p", keep]).unwrap();
-    world.kubectl().run(["delete", "toruscluster", "main", "-n", NAMESPACE, "--timeout=90s"]).unwrap();
+    let [kind, namespace, name] = MAIN;
+    world.client.patch(kind, namespace, name, &json!({"spec": {"deletionPolicy": "KeepData"}}));
+    world.delete(MAIN);
     // What it owned goes by itself: a fresh one is not to find any of it.
-    let begun = Instant::now();
-    loop {
-        world.settle();
-        let owned =
-            ["get", "configmaps,services,statefulsets,daemonsets,deployments,poddisruptionbudgets", "-n", NAMESPACE];
-        let left = world
-            .kubectl()
-            .json(owned.into_iter().chain(["-l", "app.kubernetes.io/managed-by=torus-operator"]))
-            .unwrap();
-        if left["items"].as_array().unwrap().is_empty() {
-            break;
-        }
-        assert!(begun.elapsed() < SOON, "owned objects stay: {left:#}");
-        std::thread::sleep(Duration::from_millis(200));
-    }
-    world.apply_cluster(spec).unwrap();
+    world.until_all("what it owned is gone", SOON, || of_kinds(world, &OWNED).is_empty());
+    world.client.apply(kind, &cluster(spec)).unwrap();
 }
 
 /// Waits until both are the same.
 fn equal(walked: &World, fresh: &World, step: usize) {
     let begun = Instant::now();
     loop {
-        walked.settle();
-        fresh.settle();
         let settled = [walked, fresh].iter().all(|world| {
             let cluster = world.cluster();
-            let volumes = world.kubectl().json(["get", "torusvolumes", "-A"]).unwrap();
             cluster["status"]["observedGeneration"] == cluster["metadata"]["generation"]
-                && volumes["items"].as_array().unwrap().iter().all(|volume| condition(volume, "Ready").0 == "True")
+                && world.volumes().iter().all(|volume| condition(volume, "Ready").0 == "True")
         });
-        let (here, there) = (objects(walked), objects(fresh));
-        if settled && here == there {
+        if settled && objects(walked) == objects(fresh) {
             return;
         }
         if begun.elapsed() > SOON {
+            let (here, there) = (objects(walked), objects(fresh));
             let (here, there) = (here.as_object().unwrap(), there.as_object().unwrap());
             let names: std::collections::BTreeSet<_> = here.keys().chain(there.keys()).collect();
             for name in names {
