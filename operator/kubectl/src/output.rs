@@ -1,4 +1,4 @@
-//! Answers, as a table for people or as JSON for programs, from the same records.
+//! Answers, as a table for people or as JSON or YAML for programs, from the same records.
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
@@ -13,6 +13,8 @@ pub enum Format {
     Table,
     /// One JSON document.
     Json,
+    /// One YAML document.
+    Yaml,
 }
 
 /// Something that a list has many of.
@@ -28,13 +30,18 @@ pub trait Record: Serialize {
 pub fn list<R: Record>(records: &[R], format: Format) -> Result<()> {
     match format {
         Format::Table => print(&table(R::COLUMNS, &records.iter().map(Record::cells).collect::<Vec<_>>())),
-        Format::Json => json(&records),
+        Format::Json | Format::Yaml => document(&records, format),
     }
 }
 
-/// Prints one document.
-pub fn json(document: &impl Serialize) -> Result<()> {
-    print(&format!("{}\n", serde_json::to_string_pretty(document).context("cannot write JSON")?))
+/// Prints one document, in YAML where that is asked for.
+pub fn document(document: &impl Serialize, format: Format) -> Result<()> {
+    match format {
+        Format::Yaml => print(&serde_yaml::to_string(document).context("cannot write YAML")?),
+        Format::Table | Format::Json => {
+            print(&format!("{}\n", serde_json::to_string_pretty(document).context("cannot write JSON")?))
+        }
+    }
 }
 
 /// Prints text. A reader that went away is no failure.

@@ -1,11 +1,12 @@
 //! Whether Torus can run on a cluster: a line for each node and one for the cluster, each PASS or FAIL with what mends it. From what the
 //! apiserver says alone: nothing is started anywhere.
 
+use crate::access::Access;
 use crate::output::{self, Format, Record};
-use anyhow::{Context, Result};
+use anyhow::Result;
 use k8s_openapi::api::core::v1::{Namespace, Node};
-use kube::api::{Api, ListParams};
-use kube::{Client, ResourceExt};
+use kube::ResourceExt;
+use kube::api::Api;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -43,14 +44,18 @@ impl Record for Verdict {
 }
 
 /// Prints all lines; whether all pass.
-pub async fn run(client: Client, namespace: &str, format: Format) -> Result<bool> {
-    let nodes = Api::<Node>::all(client.clone()).list(&ListParams::default()).await.context("cannot list nodes")?;
-    let found = Api::<Namespace>::all(client.clone()).get_opt(namespace).await.context("cannot read the namespace")?;
-    let version = client.apiserver_version().await.context("cannot ask the apiserver for its version")?;
-    let mut verdicts: Vec<_> = nodes.items.iter().map(of_node).collect();
+pub async fn run(access: &Access, format: Format) -> Result<bool> {
+    let Access { client, namespace, .. } = access;
+    let nodes = access.list(&Api::<Node>::all(client.clone()), "nodes").await?;
+    let found = Api::<Namespace>::all(client.clone()).get_opt(namespace).await;
+    let found = found.map_err(|error| access.refusal("read the namespace", &error))?;
+    let version = client.apiserver_version().await;
+    let version = version.map_err(|error| access.refusal("ask for the version", &error))?;
+    let mut verdicts: Vec<_> = nodes.iter().map(of_node).collect();
     let usable = verdicts.iter().filter(|verdict| verdict.passes).count();
     let labels = found.map(|found| found.labels().clone());
-    verdicts.push(of_cluster(&format!("{}.{}", version.major, version.minor), usable, namespace, labels.as_ref()));
+    let found = format!("{}.{}", version.major, version.minor);
+    verdicts.push(of_cluster(&found, (usable, nodes.len()), namespace, labels.as_ref()));
     output::list(&verdicts, format)?;
     Ok(verdicts.iter().all(|verdict| verdict.passes))
 }
@@ -97,15 +102,23 @@ fn of_node(node: &Node) -> Verdict {
     verdict(name, notes, fixes)
 }
 
-/// What is to be said of the whole. `labels`: of the namespace, where there is one.
-fn of_cluster(found: &str, nodes: usize, namespace: &str, labels: Option<&BTreeMap<String, String>>) -> Verdict {
+/// What is to be said of the whole. `nodes`: how many can have agents, and how many there are. `labels`: of the namespace, where there is
+/// one.
+fn of_cluster(
+    found: &str,
+    (nodes, all): (usize, usize),
+    namespace: &str,
+    labels: Option<&BTreeMap<String, String>>,
+) -> Verdict {
     let mut notes = vec![format!("Kubernetes {found}"), format!("{nodes} nodes can have agents")];
     let mut fixes = Vec::new();
     if version(found).is_none_or(|found| found < KUBERNETES_MIN) {
         let (major, minor) = KUBERNETES_MIN;
         fixes.push(format!("it is Kubernetes {found}: bring it to {major}.{minor} or newer"));
     }
-    if nodes == 0 {
+    if all == 0 {
+        fixes.push("there are no nodes: add some to the cluster, and look at kubectl get nodes".into());
+    } else if nodes == 0 {
         fixes.push("no node can have an agent: mend one of those above".into());
     } else if nodes < NODES_MIN {
         notes.push(format!("with fewer than {NODES_MIN}, a node that is down for long leaves data without its copies"));
@@ -187,12 +200,13 @@ mod tests {
 
     #[test]
     fn the_cluster_is_looked_at_as_a_whole() {
-        assert!(of_cluster("1.34", 3, "torus-system", None).passes);
-        assert!(of_cluster("1.31+", 1, "torus-system", None).passes);
-        assert!(!of_cluster("1.29", 3, "torus-system", None).passes);
-        assert!(!of_cluster("1.34", 0, "torus-system", None).passes);
+        assert!(of_cluster("1.34", (3, 3), "torus-system", None).passes);
+        assert!(of_cluster("1.31+", (1, 3), "torus-system", None).passes);
+        assert!(!of_cluster("1.29", (3, 3), "torus-system", None).passes);
+        assert!(!of_cluster("1.34", (0, 3), "torus-system", None).passes);
+        assert!(of_cluster("1.34", (0, 0), "torus-system", None).fixes[0].contains("there are no nodes"));
         let labels = BTreeMap::from([(ENFORCED.to_owned(), "restricted".to_owned())]);
-        let verdict = of_cluster("1.34", 3, "torus-system", Some(&labels));
+        let verdict = of_cluster("1.34", (3, 3), "torus-system", Some(&labels));
         assert!(verdict.fixes[0].contains("kubectl label namespace torus-system"), "{verdict:?}");
     }
 }

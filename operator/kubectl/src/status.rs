@@ -1,9 +1,10 @@
 //! How the cluster is, and waiting until it is ready.
 
+use crate::access::{Access, Refusal};
 use crate::output::{self, Format};
-use anyhow::{Context, Result, bail};
-use kube::api::{Api, ListParams};
-use kube::{Client, ResourceExt};
+use anyhow::{Result, bail};
+use kube::ResourceExt;
+use kube::api::Api;
 use serde::Serialize;
 use std::time::{Duration, Instant};
 use tokio::time::sleep;
@@ -99,29 +100,31 @@ impl Shown {
 }
 
 /// Prints how it is; whether it is ready.
-pub async fn run(client: Client, namespace: &str, args: &Args, format: Format) -> Result<bool> {
-    let api = Api::<TorusCluster>::namespaced(client, namespace);
+pub async fn run(access: &Access, args: &Args, format: Format) -> Result<bool> {
+    let namespace = &access.namespace;
+    let api = Api::<TorusCluster>::namespaced(access.client.clone(), namespace);
     let begun = Instant::now();
     let mut told = String::new();
     loop {
-        let clusters = api.list(&ListParams::default()).await.with_context(|| {
-            format!("cannot list TorusClusters in {namespace}: is Torus installed? helm install torus charts/torus -n {namespace}")
-        })?;
-        let shown: Vec<_> = clusters.items.iter().map(Shown::of).collect();
-        let is_ready = shown.iter().any(|cluster| cluster.is_ready);
-        if is_ready || !args.wait {
-            if shown.is_empty() {
-                bail!("there is no TorusCluster in {namespace}: make one, as deploy/manifests/cluster.yaml shows");
+        let waits = match access.list(&api, "TorusClusters").await {
+            Err(Refusal::Passing(why)) if args.wait => why,
+            Err(refusal) => return Err(refusal.into()),
+            Ok(clusters) => {
+                let shown: Vec<_> = clusters.iter().map(Shown::of).collect();
+                let is_ready = shown.iter().any(|cluster| cluster.is_ready);
+                if is_ready || !args.wait {
+                    if shown.is_empty() {
+                        bail!(
+                            "there is no TorusCluster in {namespace}: make one, as deploy/manifests/cluster.yaml shows"
+                        );
+                    }
+                    return print(&shown, format).map(|()| is_ready);
+                }
+                match shown.first() {
+                    None => format!("there is no TorusCluster in {namespace} yet"),
+                    Some(cluster) => cluster.open.first().cloned().unwrap_or_else(|| "it is being looked at".into()),
+                }
             }
-            match format {
-                Format::Json => output::json(&shown)?,
-                Format::Table => shown.iter().try_for_each(|cluster| output::print(&cluster.text()))?,
-            }
-            return Ok(is_ready);
-        }
-        let waits = match shown.first() {
-            None => format!("there is no TorusCluster in {namespace} yet"),
-            Some(cluster) => cluster.open.first().cloned().unwrap_or_else(|| "it is being looked at".into()),
         };
         if waits != told {
             eprintln!("{:>4} s  {waits}", begun.elapsed().as_secs());
@@ -131,6 +134,13 @@ pub async fn run(client: Client, namespace: &str, args: &Args, format: Format) -
             bail!("it is not ready after {} s: {told}", args.timeout);
         }
         sleep(PERIOD).await;
+    }
+}
+
+fn print(shown: &[Shown], format: Format) -> Result<()> {
+    match format {
+        Format::Table => shown.iter().try_for_each(|cluster| output::print(&cluster.text())),
+        Format::Json | Format::Yaml => output::document(&shown, format),
     }
 }
 

@@ -1,11 +1,12 @@
 //! All volumes that Kubernetes knows of: those of TorusVolumes, and those that the provisioner made for claims of the StorageClass.
 
+use crate::access::Access;
 use crate::output::{self, Format, Record};
-use anyhow::{Context, Result};
+use anyhow::Result;
 use k8s_openapi::api::core::v1::PersistentVolume;
 use k8s_openapi::api::storage::v1::VolumeAttachment;
-use kube::api::{Api, ListParams};
-use kube::{Client, ResourceExt};
+use kube::ResourceExt;
+use kube::api::Api;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use torus_api::TorusVolume;
@@ -47,13 +48,12 @@ impl Record for Shown {
 }
 
 /// Prints them.
-pub async fn run(client: Client, format: Format) -> Result<()> {
-    let all = ListParams::default();
-    let volumes = Api::<TorusVolume>::all(client.clone()).list(&all).await.context("cannot list TorusVolumes")?;
-    let disks =
-        Api::<PersistentVolume>::all(client.clone()).list(&all).await.context("cannot list PersistentVolumes")?;
-    let attachments = Api::<VolumeAttachment>::all(client).list(&all).await.context("cannot list VolumeAttachments")?;
-    output::list(&joined(&volumes.items, &disks.items, &attachments.items), format)
+pub async fn run(access: &Access, format: Format) -> Result<()> {
+    let client = &access.client;
+    let volumes = access.list(&Api::<TorusVolume>::all(client.clone()), "TorusVolumes").await?;
+    let disks = access.list(&Api::<PersistentVolume>::all(client.clone()), "PersistentVolumes").await?;
+    let attachments = access.list(&Api::<VolumeAttachment>::all(client.clone()), "VolumeAttachments").await?;
+    output::list(&joined(&volumes, &disks, &attachments), format)
 }
 
 /// Everything once: a PersistentVolume whose volume a TorusVolume is about is told of there.

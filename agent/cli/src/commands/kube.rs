@@ -26,8 +26,9 @@ pub fn run(global: &Global, words: &[&str], args: Args) -> Result<(), Failure> {
     let format: &[&str] = match global.output {
         Format::Table => &[],
         Format::Json => &["-o", "json"],
-        Format::Yaml | Format::Csv => {
-            return Err(Failure::usage(format!("{PROGRAM} prints tables and JSON: ask for one of them with -o")));
+        Format::Yaml => &["-o", "yaml"],
+        Format::Csv => {
+            return Err(Failure::usage(format!("{PROGRAM} prints tables, JSON and YAML: ask for one of them with -o")));
         }
     };
     let error = Command::new(program()).args(words).args(format).args(args.rest).exec();

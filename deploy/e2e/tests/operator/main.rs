@@ -7,6 +7,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a step that fails here fails the test")]
 
+mod asked;
 mod changes;
 mod chart;
 mod client;
