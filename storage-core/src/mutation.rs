@@ -38,6 +38,8 @@ pub enum Mutation {
     LeaseIgnored,
     /// Log: a new owner serves without waiting out the leases of the older one.
     LeaseNotWaitedOut,
+    /// Recovery: the witness of an owner without extents is not waited out.
+    WitnessNotWaitedOut,
     /// Log: an extent's number is drawn again after a reopening.
     ExtentReused,
     /// Block: replay applies the records of a frame back to front.

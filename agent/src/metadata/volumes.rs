@@ -368,6 +368,7 @@ pub async fn remove_volume_keys(store: &dyn MetadataStore, id: VolumeId) -> Resu
         keys::volume_published(id),
         keys::volume_head(id),
         keys::volume_used(id),
+        keys::volume_witness(id),
     ];
     for keys in of_extents.chunks(META_TXN_OPS_MAX).chain([last.as_slice()]) {
         let then = keys.iter().cloned().map(Write::Delete).collect();

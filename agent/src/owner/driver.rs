@@ -5,6 +5,7 @@ use super::device::{Desk, VolumeDevice};
 use super::status::{Latencies, OwnerStatus};
 use super::used::Reporter;
 use super::view::{News, View};
+use super::waits::{Waits, Word, sentence};
 use super::{OwnerConfig, OwnerError};
 use crate::clock::Clock;
 use crate::device::{IoError, IoErrorKind};
@@ -134,6 +135,7 @@ impl OpenVolume {
             effects: Effects::default(),
             asked: Vec::new(),
             heard: Vec::new(),
+            waits: Waits::default(),
         };
         let task = spawn_local(driver.run()).abort_handle();
         let mut open =
@@ -244,6 +246,7 @@ struct Driver {
     effects: Effects,
     asked: Vec<(IoId, IoOp)>,
     heard: Vec<PeerEvent>,
+    waits: Waits,
 }
 
 impl Driver {
@@ -265,6 +268,7 @@ impl Driver {
                 }
             }
             self.turn();
+            self.tell_waits();
             // An alarm that is too early costs one empty turn; setting it anew for every request would cost more.
             let now = self.clock.now();
             if let Some(deadline) = self.volume.deadline(now)
@@ -388,6 +392,20 @@ impl Driver {
         }
         for note in self.effects.notes.drain(..) {
             tell(&self.desk.name, &note);
+        }
+    }
+
+    /// Says why I/O waits, if it does for long.
+    fn tell_waits(&mut self) {
+        let blocked = self.volume.serving().and_then(|serving| serving.log.blocked());
+        if blocked.is_none() && self.waits == Waits::default() {
+            return;
+        }
+        let volume = &self.desk.name;
+        match self.waits.see(std::time::Instant::now(), blocked) {
+            Some(Word::Waits(reason)) => tracing::warn!(volume, "{}", sentence(reason)),
+            Some(Word::GoesOn(after)) => tracing::info!(volume, "I/O goes on after {:.1} s", after.as_secs_f64()),
+            None => {}
         }
     }
 

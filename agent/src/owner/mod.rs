@@ -25,6 +25,7 @@ mod remove;
 mod status;
 mod used;
 mod view;
+mod waits;
 
 pub use control::Control;
 pub use device::VolumeDevice;

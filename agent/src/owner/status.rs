@@ -1,6 +1,7 @@
 //! What an owner tells of itself: `/metrics`, `/healthz` and `/readyz` of `torusctl serve --http`.
 
 use super::driver::{OwnerStats, Question};
+use super::waits::sentence;
 use crate::process::Readiness;
 use crate::process::http::Watched;
 use crate::process::metrics::{Count, Fraction, Labels, counter, gauge, process};
@@ -175,7 +176,7 @@ fn waits(registry: &mut Registry, stats: &OwnerStats) {
         let labels = vec![("reason".to_owned(), word(reason).to_owned())];
         family.get_or_create(&labels).set(is(stats.blocked == Some(reason)));
     }
-    registry.register("volume_waits", "1 while writes wait for this reason", family);
+    registry.register("volume_waits", "1 while I/O waits for this reason", family);
 }
 
 fn word(reason: Blocked) -> &'static str {
@@ -183,14 +184,6 @@ fn word(reason: Blocked) -> &'static str {
         Blocked::NoSpace => "no-space",
         Blocked::TooFewAgents => "too-few-agents",
         Blocked::Metadata => "metadata",
-    }
-}
-
-fn sentence(reason: Blocked) -> &'static str {
-    match reason {
-        Blocked::NoSpace => "writes wait for space: the pool is full",
-        Blocked::TooFewAgents => "writes wait for agents: fewer can be reached than the volume needs",
-        Blocked::Metadata => "writes wait for the metadata store: the extents that were registered are used up",
     }
 }
 

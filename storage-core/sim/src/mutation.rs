@@ -84,6 +84,7 @@ pub fn all() -> Vec<(Mutation, crate::Kind)> {
         (CoreMutation::FlushDoesNotWait, Volume),
         (CoreMutation::LeaseIgnored, Volume),
         (CoreMutation::LeaseNotWaitedOut, Volume),
+        (CoreMutation::WitnessNotWaitedOut, Volume),
         (CoreMutation::ExtentReused, Volume),
         (CoreMutation::ReplayOutOfOrder, Volume),
         (CoreMutation::RelocUnconditional, Volume),

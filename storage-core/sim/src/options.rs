@@ -37,12 +37,18 @@ enum Profile {
     Usurpers,
     /// A small pool in which little else happens than overwriting, so that garbage is collected all the time.
     Crowded,
+    /// A pool with so few slots that an owner may get none. All can still be read; owners overtake each other meanwhile.
+    Full,
 }
 
 impl Profile {
     fn of(seed: u64, kind: Kind) -> Option<Self> {
-        let bent = kind == Kind::Volume && seed % 10 == 8;
-        bent.then(|| [Self::Blackouts, Self::Usurpers, Self::Crowded][(seed / 10 % 3) as usize])
+        match seed % 10 {
+            _ if kind != Kind::Volume => None,
+            8 => Some([Self::Blackouts, Self::Usurpers, Self::Crowded][(seed / 10 % 3) as usize]),
+            3 if seed / 10 % 2 == 0 => Some(Self::Full),
+            _ => None,
+        }
     }
 }
 
@@ -226,6 +232,15 @@ impl Options {
                 (self.operations, self.in_flight, self.write_percent) = (900, 16, 85);
                 (self.operation_blocks_max, self.think_max) = (64, Duration::from_micros(200));
                 (self.meta_faults, self.racks) = (rng.one_in(2), 0);
+            }
+            Profile::Full => {
+                (self.replicas, self.min_replicas, self.spare_agents) = (1, 1, 0);
+                (self.agents, self.disks_per_agent, self.slots_per_disk) =
+                    (1 + rng.index(2), 1, rng.within(1..4) as u32);
+                (self.open_extents, self.volume_blocks, self.write_percent) = (1, rng.within(24..100), 0);
+                (self.owner_crashes, self.owner_pauses, self.rivals) = (true, true, true);
+                (self.meta_faults, self.racks) = (rng.one_in(2), 0);
+                self.fault_every_max = Duration::from_millis(*rng.pick(&[400, 1_500]));
             }
         }
     }

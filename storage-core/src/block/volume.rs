@@ -429,7 +429,16 @@ impl Volume {
             frames_max: config.frames_max,
         };
         let writer = Writer::new(writer, recovered.epoch, recovered.next);
-        let log = Log::new(config, writer, table, peers, self.ring.clone(), recovered.epoch_doc, next_call);
+        let log = Log::new(
+            config,
+            writer,
+            table,
+            peers,
+            self.ring.clone(),
+            recovered.epoch_doc,
+            recovered.witness,
+            next_call,
+        );
         Ok(Stage::Serving(Box::new(Serving::new(log, map, recovered.head, logged))))
     }
 }

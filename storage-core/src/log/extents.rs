@@ -53,7 +53,7 @@ impl Log {
         }
         let starved = self.writer.starved(false) || self.writer.starved(true);
         let metadata = (!self.retries.is_empty()).then_some(Blocked::Metadata);
-        self.blocked = metadata.or(self.refusal).filter(|_| starved);
+        self.blocked = metadata.or(self.refusal).filter(|_| starved || self.unvouched.1);
     }
 
     /// Registers an extent for a checkpoint, if that can be done now. Never put off: what others were refused for want of

@@ -3,7 +3,8 @@
 //! A newer owner fences at least one sound member of *every* open extent, and waits out the lease which that member
 //! granted. So this owner may read as long as *all* members of *one* of its open extents have granted it a lease that
 //! stands: whichever of them the newer owner reaches makes it wait. The lease is checked when a read looks up the map, not
-//! when its bytes arrive: what was current then was current during the read.
+//! when its bytes arrive: what was current then was current during the read. Where there is no extent at all, the
+//! metadata store vouches (`witness`).
 
 use super::calls::Call as Sent;
 use super::open::{OpenExtent, Phase};
@@ -29,7 +30,8 @@ impl Log {
     /// Until when reads may be served; in the past: not now.
     #[must_use]
     pub fn lease_until(&self) -> Instant {
-        self.writer.open.values().filter(|x| self.vouches(x)).map(|x| self.vouched(x)).max().unwrap_or_default()
+        let vouched = self.writer.open.values().filter(|x| self.vouches(x)).map(|x| self.vouched(x)).max();
+        vouched.unwrap_or_default().max(self.witnessed())
     }
 
     /// Whether reads may be served.
@@ -43,10 +45,13 @@ impl Log {
         if self.fenced.is_some() || self.lease_until() > now + READ_LEASE / 2 {
             return;
         }
+        self.unvouched.0 |= !self.may_read(now);
         // One whose members all seem to be there; failing that any, as asking is what shows that a member is gone.
         let usable = |x: &OpenExtent| x.members.iter().all(|m| self.peers.usable(m.agent));
         let ready = self.writer.open.values().filter(|x| x.stream == Stream::Log && x.phase == Phase::Ready);
-        let Some(x) = ready.max_by_key(|x| (usable(x), self.vouched(x))) else { return };
+        let Some(x) = ready.max_by_key(|x| (usable(x), self.vouched(x))) else {
+            return self.want_witness(now, out);
+        };
         let agents: Vec<AgentId> = x.members.iter().map(|m| m.agent).collect();
         for agent in agents {
             if self.peers.lease(agent) <= now + READ_LEASE / 2 && self.leasing.insert(agent) {

@@ -28,6 +28,7 @@ pub mod remove;
 mod repair;
 mod room;
 pub mod table;
+mod witness;
 pub mod writer;
 
 pub use calls::{Calls, MetaId};
@@ -45,6 +46,7 @@ use crate::ring::Ring;
 use crate::time::{Duration, Instant};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use witness::Witness;
 
 /// A request on its way to an agent.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -127,6 +129,8 @@ pub enum LogTxn {
     Members(u64),
     /// Extents that a checkpoint contains lose their keys.
     Forget(Vec<ExtentSeq>),
+    /// The store is to vouch for reads.
+    Witness(witness::Asked),
 }
 
 impl LogTxn {
@@ -134,6 +138,7 @@ impl LogTxn {
         match self {
             LogTxn::Register(extents) | LogTxn::Seal(extents) | LogTxn::Forget(extents) => extents.clone(),
             LogTxn::Members(job) => log.jobs.get(job).map(|job| job.seq).into_iter().collect(),
+            LogTxn::Witness(_) => Vec::new(),
         }
     }
 }
@@ -233,13 +238,18 @@ pub struct Log {
     extra: BTreeMap<ExtentSeq, Instant>,
     damaged: BTreeSet<(ExtentSeq, AgentId)>,
     leasing: BTreeSet<AgentId>,
+    witness: Witness,
+    /// Reads have found no lease since the last turn, and when that turn came.
+    unvouched: (bool, bool),
     fenced: Option<Epoch>,
     closing: bool,
 }
 
 impl Log {
     /// A log that continues at `writer`'s place with the extents in `table`, and numbers its requests from `next_call` on.
+    /// `witness`: an earlier owner left one.
     #[must_use]
+    #[expect(clippy::too_many_arguments, reason = "what recovery found, part by part")]
     pub fn new(
         config: LogConfig,
         writer: Writer,
@@ -247,6 +257,7 @@ impl Log {
         peers: Peers,
         ring: Arc<Ring>,
         epoch_doc: Vec<u8>,
+        witness: bool,
         next_call: u64,
     ) -> Log {
         let unsynced = table.iter().filter(|(_, e)| e.seal().is_some() && e.members.iter().any(|m| !m.synced));
@@ -284,6 +295,8 @@ impl Log {
             extra,
             damaged: BTreeSet::new(),
             leasing: BTreeSet::new(),
+            witness: Witness::found(witness),
+            unvouched: (false, false),
             fenced: None,
             closing: false,
         }
@@ -418,8 +431,9 @@ impl Log {
 
     /// The transaction that registers `extents`. It holds only under the HEAD in force: a key is deleted no earlier than
     /// under the next one, so a registration that comes late brings none back.
-    fn registration(&self, puts: Vec<Write>, extents: &[ExtentSeq]) -> Txn {
+    fn registration(&mut self, puts: Vec<Write>, extents: &[ExtentSeq]) -> Txn {
         let mut txn = self.guarded(puts, extents);
+        txn.then.extend(self.witness.registering(self.config.volume));
         let key = keys::volume_head(self.config.volume);
         txn.when.push(match self.head {
             Some(revision) => Compare::Unchanged(key, revision),
@@ -467,7 +481,8 @@ impl Log {
         }
         let stands = |write: &Write| match write {
             Write::Put { key, value, .. } => find(key).is_some_and(|e| e.value == *value),
-            Write::Delete(key) => find(key).is_none(),
+            // A witness that was asked for before came later.
+            Write::Delete(key) => find(key).is_none() || *key == keys::volume_witness(self.config.volume),
         };
         if txn.then.iter().all(stands) {
             let revision = |seq| find(&keys::extent(self.config.volume, seq)).map_or(Revision(0), |e| e.modified);
@@ -475,15 +490,19 @@ impl Log {
                 what.extents(self).into_iter().map(|s| (s, revision(s))).collect();
             return self.on_committed(now, what, &|seq| found.get(&seq).copied().unwrap_or_default(), out);
         }
+        let put = |write: &Write| match write {
+            Write::Put { key, .. } => Some(key.clone()),
+            Write::Delete(_) => None,
+        };
         match what {
             // A key was deleted, or written, between: what was planned on it is planned again.
             LogTxn::Members(job) => self.abandon(job),
             LogTxn::Forget(_) => {}
+            LogTxn::Witness(_) => self.ask_witness(now, out),
             // HEAD has moved on: the same again, under the new one. The old attempt can no longer succeed.
-            LogTxn::Register(extents)
-                if txn.then.iter().all(|w| matches!(w, Write::Put { key, .. } if find(key).is_none())) =>
-            {
-                let txn = self.registration(txn.then.clone(), &extents);
+            LogTxn::Register(extents) if txn.then.iter().filter_map(put).all(|key| find(&key).is_none()) => {
+                let puts = txn.then.iter().filter(|write| put(write).is_some()).cloned().collect();
+                let txn = self.registration(puts, &extents);
                 let held = find(&keys::volume_head(self.config.volume)).map(|e| e.modified);
                 if held == self.head {
                     self.transact(LogTxn::Register(extents), txn, out);
@@ -512,6 +531,7 @@ impl Log {
                     self.on_sealed(now, &[seq], at(seq), out);
                 }
             }
+            LogTxn::Witness(asked) => self.on_witnessed(asked),
             LogTxn::Members(job) => {
                 let revision = self.jobs.get(&job).map_or(Revision(0), |job| at(job.seq));
                 self.on_new_members(now, job, revision, out);
@@ -555,8 +575,13 @@ impl Log {
         }
         let due: Vec<_> = self.retries.extract_if(.., |(at, ..)| *at <= now).collect();
         for (_, what, txn) in due {
-            self.transact(what, txn, out);
+            match what {
+                // Good from when it is asked for: asked anew.
+                LogTxn::Witness(_) => self.ask_witness(now, out),
+                what => self.transact(what, txn, out),
+            }
         }
+        self.unvouched = (false, self.unvouched.0);
         self.probe(now, out);
         self.writer.commit();
         self.maintain(now, out);

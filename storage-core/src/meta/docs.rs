@@ -172,6 +172,13 @@ pub struct UsedDoc {
     pub blocks: u64,
 }
 
+/// `volumes/<volume>/witness`: written by an owner that finds no agent to take an extent, while it serves reads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct WitnessDoc {
+    /// The owner's epoch.
+    pub epoch: Epoch,
+}
+
 /// `nodes/<node>`: written by each agent of role `node` when it starts.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct NodeDoc {

@@ -14,6 +14,7 @@
 //! volumes/<volume>/head       HeadDoc       the newest checkpoint
 //! volumes/<volume>/published  PublishedDoc  the host that may attach it, where a control plane decides that
 //! volumes/<volume>/used       UsedDoc       what of it holds data, for people
+//! volumes/<volume>/witness    WitnessDoc    its owner may be serving reads without any extent
 //! volumes/<volume>/x/<seq>    ExtentDoc     extents registered since that checkpoint
 //! ```
 
@@ -90,6 +91,11 @@ pub fn volume_published(id: VolumeId) -> String {
 #[must_use]
 pub fn volume_used(id: VolumeId) -> String {
     format!("{VOLUMES}{id}/used")
+}
+/// Its owner may be serving reads without any extent.
+#[must_use]
+pub fn volume_witness(id: VolumeId) -> String {
+    format!("{VOLUMES}{id}/witness")
 }
 /// A host on which volumes can be attached.
 #[must_use]

@@ -3,6 +3,7 @@ use crate::block::volume::VolumeState;
 use crate::block::{IoDone, IoError, IoOp};
 use crate::format::Pieces;
 use crate::ids::{AgentId, BLOCK_SIZE, Lba};
+use crate::limits::READ_LEASE;
 use crate::meta::docs::AckMode;
 use crate::time::Duration;
 use std::collections::BTreeMap;
@@ -177,6 +178,23 @@ fn a_pool_that_is_really_full_refuses_writes_and_still_reads() {
     assert_eq!(w.io(IoOp::Trim { lba: Lba(0), blocks: acked * 4, fua: false }), Ok(IoDone::Done));
     w.idle(Duration::from_secs(30));
     w.write(0, 8, 1);
+}
+
+/// Not even a slot for an extent that could grant it a lease.
+#[test]
+fn a_volume_without_any_extent_is_read_and_its_next_owner_waits() {
+    let mut w = World::new(1, 1, 1, 1024, AckMode::Durable);
+    assert_eq!(w.read(7, 1), vec![0; BLOCK_SIZE]);
+    assert_eq!(w.extents_in_meta(), 0);
+    let payload = Pieces::from_iter([content(1, 1, 1)]);
+    assert_eq!(w.io(IoOp::Write { lba: Lba(1), payload, fua: false }), Err(IoError::NoSpace));
+    // For longer than a lease.
+    w.idle(READ_LEASE * 3);
+    assert_eq!(w.read(7, 1), vec![0; BLOCK_SIZE]);
+    let before = w.now;
+    w.open();
+    assert!(w.now.since(before) >= READ_LEASE, "the witness was not waited out");
+    assert_eq!(w.read(7, 1), vec![0; BLOCK_SIZE]);
 }
 
 #[test]

@@ -3,8 +3,10 @@
 use super::extent::Extent;
 use super::{OpenError, Phase, Recovery};
 use crate::ids::{Epoch, Vseq};
+use crate::limits::READ_LEASE;
 use crate::meta::docs::{BadDoc, EpochDoc, ExtentDoc, OwnerDoc, VolumeDoc, decode, encode};
 use crate::meta::{Compare, Entry, Txn, Write, keys};
+use crate::mutation::{self, Mutation};
 use crate::time::Instant;
 
 impl Recovery {
@@ -70,6 +72,11 @@ impl Recovery {
                 return Err(self.overtaken(doc.epoch));
             } else if entry.key == keys::volume_meta(id) {
                 self.meta = Some(decode(&entry.key, &entry.value)?);
+            } else if entry.key == keys::volume_witness(id) {
+                self.witness = true;
+                if !mutation::active(Mutation::WitnessNotWaitedOut) {
+                    self.lease_until = now + READ_LEASE;
+                }
             } else if entry.key == keys::volume_head(id) {
                 self.head = Some((decode(&entry.key, &entry.value)?, entry.modified));
             } else if entry.key.starts_with(&prefix) {

@@ -19,7 +19,8 @@
 //!    served, so an unacknowledged record that recovery shows never vanishes again (I3).
 //! 5. A lease that a member granted to an older owner has run out before the seals are committed (I4). Not merely before
 //!    anything is served: an opener that dies in between leaves nothing open, and the next one would fence nobody, hear of
-//!    no lease and serve at once.
+//!    no lease and serve at once. The witness that an owner without any extent leaves is waited out likewise, and stays until
+//!    something is registered.
 
 mod claim;
 mod extent;
@@ -85,6 +86,7 @@ pub struct Recovery {
     head: Option<(HeadDoc, Revision)>,
     extents: BTreeMap<ExtentSeq, Extent>,
     lease_until: Instant,
+    witness: bool,
     next: Vseq,
     /// Answers to fences when the log last turned out to lack something that was acknowledged.
     short_at: Option<usize>,
@@ -119,6 +121,7 @@ impl Recovery {
             head: None,
             extents: BTreeMap::new(),
             lease_until: Instant::default(),
+            witness: false,
             next: Vseq(1),
             short_at: None,
         }
@@ -460,6 +463,7 @@ impl Recovery {
             head: self.head.take(),
             extents,
             next: self.next,
+            witness: self.witness,
         }
     }
 }

@@ -103,4 +103,6 @@ pub struct Recovered {
     pub extents: Vec<RecoveredExtent>,
     /// The first `vseq` that is free.
     pub next: Vseq,
+    /// An older owner left a witness.
+    pub witness: bool,
 }
