@@ -3,6 +3,9 @@
 use kube::core::Status;
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -128,12 +131,15 @@ pub async fn connect(
     Ok(Arc::new(Connection { config, secret, store, last: Mutex::default() }))
 }
 
-/// The parts of a secret as files, which is how the client takes them.
+/// The parts of a secret as files that nobody else can read, which is how the client takes them.
 fn tls_files(secret: &BTreeMap<String, Vec<u8>>, directory: &Path) -> Result<TlsFiles, String> {
     let file = |key: &str| -> Result<Option<PathBuf>, String> {
         let Some(bytes) = secret.get(key) else { return Ok(None) };
         let path = directory.join(key);
-        std::fs::write(&path, bytes).map_err(|error| format!("cannot write {path:?}: {error}"))?;
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o600);
+        let written = options.open(&path).and_then(|mut file| file.write_all(bytes));
+        written.map_err(|error| format!("cannot write {path:?}: {error}"))?;
         Ok(Some(path))
     };
     let ca = file(SECRET_CA)?.ok_or_else(|| format!("the secret for etcd has no {SECRET_CA}"))?;
