@@ -32,6 +32,12 @@ pub enum Mutation {
     UnregisteredExtent,
     /// Log: an extent is sealed at the shortest length reported instead of the longest.
     ShortestLengthSeals,
+    /// Log: an owner that opens a volume leaves out the last frame of each open extent.
+    LastFrameLeftOut,
+    /// Log: an owner that opens a volume waits until every member has answered.
+    SilenceWaitedOut,
+    /// Log: an extent whose member is lost is kept.
+    LostMemberKept,
     /// Log: in `received` mode a flush does not wait for anything.
     FlushDoesNotWait,
     /// Log: an owner goes on serving when its read leases have run out.
@@ -42,8 +48,14 @@ pub enum Mutation {
     WitnessNotWaitedOut,
     /// Log: an extent's number is drawn again after a reopening.
     ExtentReused,
+    /// Block: a read of several blocks returns them turned by one.
+    BlocksTurned,
+    /// Block: replay leaves out the frame before the last.
+    FrameSkipped,
     /// Block: replay applies the records of a frame back to front.
     ReplayOutOfOrder,
+    /// Block: a checkpoint is written without the first part of the map.
+    CheckpointIncomplete,
     /// Block: a relocation is applied whatever the map says.
     RelocUnconditional,
     /// Block: an emptied extent is deleted before a checkpoint says that it is dead.

@@ -1,6 +1,8 @@
 //! `torus-sim`: runs seeds, prints what broke and how to see it again.
 
 use clap::{Parser, ValueEnum};
+#[cfg(feature = "mutations")]
+use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -30,12 +32,16 @@ struct Args {
     /// Run each seed twice and compare.
     #[arg(long)]
     twice: bool,
-    /// Go on after a failure.
+    /// Go on after a failure. With `--mutations`: count what sees each defect first.
     #[arg(long)]
     keep_going: bool,
-    /// Give the cores one deliberate defect after the other, and say which seed catches each.
+    /// Give the cores one deliberate defect after the other until the checker of the invariant that it breaks is the first to
+    /// see it; a checker that sees none has not been shown to work.
     #[arg(long)]
     mutations: bool,
+    /// With `--mutations`: this defect alone.
+    #[arg(long, value_name = "DEFECT")]
+    only: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -164,45 +170,73 @@ fn mutations(_: &Args) -> ExitCode {
 
 #[cfg(feature = "mutations")]
 fn mutations(args: &Args) -> ExitCode {
-    let mut escaped = 0;
     quiet_panics();
-    println!("{:<26} {:<9} {:>8} {:>6}  caught by", "defect", "owner", "seed", "");
-    for (mutation, kind) in torus_sim::mutation::all() {
-        let caught = catch(args, kind, mutation);
-        let kind = format!("{kind:?}").to_lowercase();
-        match caught {
+    let mut defects = torus_sim::mutation::all();
+    defects.retain(|defect| args.only.as_ref().is_none_or(|name| *name == defect.mutation.name()));
+    println!("{:<26} {:<9} {:>6} {:>6}  first seen by", "defect", "owner", "seed", "");
+    let mut proven = BTreeMap::new();
+    let mut escaped = 0;
+    for defect in &defects {
+        let (name, owner) = (defect.mutation.name(), format!("{:?}", defect.owner).to_lowercase());
+        if args.keep_going {
+            println!("{name:<26} {owner:<9} {:>6} {:>6}  {}", "", defect.breaks, tally(args, defect));
+            continue;
+        }
+        match catch(args, defect) {
             Some(failure) => {
+                proven.entry(defect.breaks).or_insert_with(Vec::new).push(name.clone());
                 let what: String = failure.what.chars().take(110).collect();
-                println!("{:<26} {kind:<9} {:>8} {:>6}  {what}", mutation.name(), failure.seed, failure.invariant);
+                println!("{name:<26} {owner:<9} {:>6} {:>6}  {what}", failure.seed, failure.invariant);
             }
             None => {
                 escaped += 1;
-                println!(
-                    "{:<26} {kind:<9} {:>8} {:>6}  NOT CAUGHT in {} seeds",
-                    mutation.name(),
-                    "-",
-                    "-",
-                    args.seeds()
-                );
+                println!("{name:<26} {owner:<9} {:>6} {:>6}  NOT SEEN in {} seeds", "-", defect.breaks, args.seeds());
             }
         }
     }
-    if escaped == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if args.keep_going {
+        return ExitCode::SUCCESS;
+    }
+    if args.only.is_some() {
+        return if escaped == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
+    println!("\n{:<9}  defects that its checker is the first to see", "invariant");
+    for invariant in torus_sim::mutation::CHECKED {
+        let by = proven.get(invariant).map_or_else(|| "NONE".to_owned(), |names| names.join(", "));
+        println!("{invariant:<9}  {by}");
+    }
+    let dead = torus_sim::mutation::CHECKED.iter().any(|invariant| !proven.contains_key(invariant));
+    if escaped == 0 && !dead { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// The first seed that fails with the defect and not without it.
+/// What sees a defect first, over all seeds, and how often.
 #[cfg(feature = "mutations")]
-fn catch(args: &Args, kind: Kind, mutation: torus_sim::Mutation) -> Option<torus_sim::Failure> {
-    let end = args.from + args.seeds();
+fn tally(args: &Args, defect: &torus_sim::mutation::Defect) -> String {
+    let (kind, mutation) = (defect.owner, Some(defect.mutation));
+    let batch = Batch { from: args.from, seeds: args.seeds(), threads: threads(args), kind, mutation, stop: false };
+    let mut seen: BTreeMap<String, u32> = BTreeMap::new();
+    for failure in batch.run(|_, _| {}).failures {
+        *seen.entry(failure.invariant).or_default() += 1;
+    }
+    format!("{seen:?}")
+}
+
+/// The first seed in which the checker of the defect's invariant is the first to see it, and nothing is seen without it.
+#[cfg(feature = "mutations")]
+fn catch(args: &Args, defect: &torus_sim::mutation::Defect) -> Option<torus_sim::Failure> {
+    let (end, kind) = (args.from + args.seeds(), defect.owner);
     let mut from = args.from;
     while from < end {
-        let seeds = end - from;
-        let batch = Batch { from, seeds, threads: threads(args), kind, mutation: Some(mutation), stop: true };
-        let failure = batch.run(|_, _| {}).failures.into_iter().next()?;
-        if run(failure.seed, Options::draw(failure.seed, kind), None, false).is_ok() {
+        let mutation = Some(defect.mutation);
+        let batch = Batch { from, seeds: end - from, threads: threads(args), kind, mutation, stop: true };
+        let failures = batch.run(|_, _| {}).failures;
+        from = failures.last()?.seed + 1;
+        let due = failures.into_iter().find(|failure| failure.invariant == defect.breaks);
+        if let Some(failure) = due
+            && run(failure.seed, Options::draw(failure.seed, kind), None, false).is_ok()
+        {
             return Some(failure);
         }
-        from = failure.seed + 1;
     }
     None
 }

@@ -258,7 +258,7 @@ impl Reads {
                 let sound = frame::verify(&crcs, &bytes).is_ok() || mutation::active(Mutation::CrcIgnored);
                 if whole && sound {
                     log.peers.heard(now, agent);
-                    part.data = Some(bytes);
+                    part.data = Some(if mutation::active(Mutation::BlocksTurned) { turned(&bytes) } else { bytes });
                     read.left -= 1;
                     log.table.at_mut(part.extent).readers -= 1;
                     if read.left == 0 {
@@ -360,4 +360,11 @@ impl Asks {
     pub fn take(&mut self, number: u64) -> Option<Ask> {
         self.asks.remove(&number)
     }
+}
+
+/// The mutation that returns the blocks of a read turned by one.
+fn turned(bytes: &[u8]) -> Bytes {
+    let mut blocks = bytes.to_vec();
+    blocks.rotate_left(BLOCK_SIZE);
+    blocks.into()
 }

@@ -388,6 +388,9 @@ impl Volume {
             .filter(|(base, ..)| base.0 > done)
             .collect();
         frames.sort_by_key(|(base, seq, _)| (*base, *seq));
+        if mutation::active(Mutation::FrameSkipped) && frames.len() > 1 {
+            frames.remove(frames.len() - 2);
+        }
         let mut last = None;
         let mut logged = 0;
         for (base, seq, frame) in frames {

@@ -554,7 +554,7 @@ impl Writer {
 
     /// Ends an extent that has lost a member, or that refuses: what is not durable everywhere moves elsewhere.
     pub fn lose_extent(&mut self, seq: ExtentSeq) {
-        let Some(x) = self.open.get_mut(&seq) else { return };
+        let Some(x) = self.open.get_mut(&seq).filter(|_| !mutation::active(Mutation::LostMemberKept)) else { return };
         if x.stream == Stream::Checkpoint {
             // Nothing refers to an unfinished checkpoint, and it is begun anew: its extents end empty, and their slots are
             // given back at once.

@@ -4,7 +4,8 @@
 //!
 //! 1. (I6) An extent is sealed once: a later document of it has the same seal, and all members that are sealed at that
 //!    length report one digest.
-//! 2. (I7, I17) No acknowledged write lies only beyond a seal.
+//! 2. (I7) No acknowledged write lies only beyond a seal. (I17) So it is, by another name, when a member had the write durably and
+//!    said less when it was fenced.
 //! 3. (I13, I14) A member of a registered extent's ensemble never gives its copy up; unless the extent is sealed at block 0:
 //!    then there is no copy to speak of, but a slot to give back.
 //!    Nor does a member of a checkpoint that HEAD names.
@@ -36,7 +37,14 @@ struct Known {
     registered: bool,
     stream: Stream,
     /// What members said of their copies when they were last fenced.
-    told: BTreeMap<AgentId, Copy>,
+    told: BTreeMap<AgentId, Told>,
+}
+
+/// What a member said of its copy, and how far it had held it durably by then.
+#[derive(Debug, Clone, Copy)]
+struct Told {
+    copy: Copy,
+    held: Blocks,
 }
 
 /// All extents that were ever registered.
@@ -130,10 +138,13 @@ impl Extents {
     }
 
     /// A member was fenced, and said this of its copies.
-    pub fn told(&mut self, agent: AgentId, copies: &[(ExtentSeq, Copy)]) {
-        for (seq, copy) in copies {
-            if let Some(known) = self.known.get_mut(&ExtentId { volume: self.volume, seq: *seq }) {
-                known.told.insert(agent, *copy);
+    pub fn told(&mut self, agent: AgentId, copies: &[(ExtentSeq, Copy)], frames: &Frames) {
+        for &(seq, copy) in copies {
+            let extent = ExtentId { volume: self.volume, seq };
+            if let Some(known) = self.known.get_mut(&extent) {
+                let durable = frames.of(extent).filter(|(_, seen)| seen.durable_on.contains(&agent));
+                let held = durable.map(|((_, offset), seen)| offset + seen.blocks).max().unwrap_or(0);
+                known.told.insert(agent, Told { copy, held });
             }
         }
     }
@@ -147,7 +158,7 @@ impl Extents {
         let mut found = open.filter(|(_, x)| {
             x.ensembles.last().is_some_and(|members| {
                 let (left, gone): (Vec<AgentId>, Vec<AgentId>) = members.iter().partition(|agent| is_left(**agent));
-                !gone.is_empty() && left.iter().all(|agent| x.told.get(agent).is_some_and(doubtful))
+                !gone.is_empty() && left.iter().all(|agent| x.told.get(agent).is_some_and(|told| doubtful(&told.copy)))
             })
         });
         found.next().map(|(extent, _)| *extent)
@@ -162,11 +173,27 @@ impl Extents {
                         "extent {extent} is sealed at block {}, below write {} at block {}",
                         seal.length, no.0, place.1
                     );
-                    return Violation::new("I7", what);
+                    return match self.forgetful(place) {
+                        Some((agent, copy)) => {
+                            Violation::new("I17", format!("{what}: {agent:?} had it, and said {copy:?}"))
+                        }
+                        None => Violation::new("I7", what),
+                    };
                 }
             }
         }
         Ok(())
+    }
+
+    /// A member that held the frame at a place durably when it was fenced, and told of a copy that ends before.
+    fn forgetful(&self, (extent, offset): Place) -> Option<(AgentId, Copy)> {
+        let less = |copy: &Copy| match copy {
+            Copy::Open { length, .. } | Copy::Sealed { length, .. } => *length <= offset,
+            Copy::Never => true,
+            Copy::Unknown => false,
+        };
+        let told = self.known.get(&extent)?.told.iter();
+        told.filter(|(_, told)| offset < told.held && less(&told.copy)).map(|(agent, told)| (*agent, told.copy)).next()
     }
 
     fn lies_elsewhere(&self, no: WriteNo, lba: Lba, frames: &Frames) -> bool {
@@ -197,6 +224,22 @@ impl Extents {
             }
         }
         Ok(())
+    }
+
+    /// A flush was acknowledged, and covers this write.
+    ///
+    /// # Errors
+    /// I19 when a block of it is not durable on the whole ensemble of an extent.
+    pub fn flush_covers(&self, no: WriteNo, history: &History, frames: &Frames) -> Result<(), Violation> {
+        let (lba, blocks) = history.range_of(no);
+        let durable = |at: u64| frames.places(no, Lba(at)).iter().any(|place| self.is_whole(*place, frames));
+        match (lba.0..lba.0 + u64::from(blocks)).find(|at| !durable(*at)) {
+            Some(at) => {
+                let what = format!("a flush covers write {}, and block {at} of it is not durable on all members", no.0);
+                Violation::new("I19", what)
+            }
+            None => Ok(()),
+        }
     }
 
     fn is_whole(&self, place: Place, frames: &Frames) -> bool {

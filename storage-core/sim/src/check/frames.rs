@@ -11,6 +11,7 @@ use super::Violation;
 use crate::payload::{self, Content, WriteNo};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
+use torus_core::block::record::BlockRecord;
 use torus_core::format::{FrameHeader, Pieces, Stream};
 use torus_core::ids::{AgentId, BLOCK_SIZE, Blocks, Epoch, ExtentId, ExtentSeq, Lba, VolumeId, Vseq};
 
@@ -36,6 +37,8 @@ pub struct Frames {
     frames: BTreeMap<Place, Seen>,
     records: BTreeMap<(VolumeId, Epoch, Vseq), u64>,
     places: BTreeMap<(WriteNo, Lba), Vec<Place>>,
+    /// Blocks that garbage collection has copied.
+    moved: BTreeSet<(WriteNo, Lba)>,
 }
 
 impl Frames {
@@ -81,10 +84,17 @@ impl Frames {
             self.records(header)?;
         }
         let mut writes = Vec::new();
-        for block in payload {
+        let moves = header.records.iter().flat_map(|record| {
+            let moves = matches!(BlockRecord::decode(record), Some(BlockRecord::Reloc { .. }));
+            std::iter::repeat_n(moves, usize::from(record.payload_blocks))
+        });
+        for (block, moves) in payload.iter().zip(moves) {
             if let Content::Written(lba, no) = payload::judge(self.seed, block) {
                 writes.push((no, lba));
                 self.places.entry((no, lba)).or_default().push(place);
+                if moves {
+                    self.moved.insert((no, lba));
+                }
             }
         }
         self.frames.insert(place, Seen { content, blocks: header.blocks(), writes, durable_on: BTreeSet::new() });
@@ -131,6 +141,12 @@ impl Frames {
     #[must_use]
     pub fn places(&self, no: WriteNo, lba: Lba) -> &[Place] {
         self.places.get(&(no, lba)).map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether garbage collection has copied a block of a write.
+    #[must_use]
+    pub fn was_moved(&self, no: WriteNo, lba: Lba) -> bool {
+        self.moved.contains(&(no, lba))
     }
 
     /// What a block of an extent holds, if it is one of the workload's.

@@ -7,7 +7,8 @@
 //! A version is *settled* when it was acknowledged or when a read has shown it; from then on no read may return what it
 //! supersedes. In `received` mode a change of owner unsettles what no flush has covered.
 //!
-//! 1. (I1, I19) A read returns nothing that is superseded by what was settled when the read began.
+//! 1. (I1) A read returns nothing that is superseded by what was settled when the read began. (I12) Nor does it when garbage
+//!    collection has moved what it returns.
 //! 2. (I2, I18) It returns a version that was issued, of this very block, whole.
 //! 3. (I3) A write that a later owner's read has shown not to have happened never turns up again; and all blocks show
 //!    one cut through the order of the epoch before: recovery keeps a prefix.
@@ -15,6 +16,7 @@
 //! 5. (I9) Writes are acknowledged in the order of issue. (Not trims: they go to extents of their own.)
 
 use super::Violation;
+use super::frames::Frames;
 use crate::payload::{Content, WriteNo};
 use std::collections::{BTreeMap, BTreeSet};
 use torus_core::ids::{Epoch, Lba};
@@ -278,18 +280,25 @@ impl History {
         FlushBegun { epoch, at: self.tick() }
     }
 
-    /// It was acknowledged.
+    /// It was acknowledged: the writes with data that are promised by it alone.
     ///
     /// # Errors
     /// I4.
-    pub fn flush_acked(&mut self, flush: &FlushBegun) -> Result<(), Violation> {
+    pub fn flush_acked(&mut self, flush: &FlushBegun) -> Result<Vec<WriteNo>, Violation> {
         self.not_superseded(flush.epoch, "a flush is acknowledged")?;
         for settled in self.blocks.iter_mut().flat_map(|block| &mut block.settled) {
             settled.stable |= settled.at < flush.at;
         }
         let covered = |write: &&mut Issued| write.acked.is_some_and(|at| at < flush.at);
-        self.writes.iter_mut().filter(covered).for_each(|write| write.stable = true);
-        Ok(())
+        let mut promised = Vec::new();
+        for write in self.writes.iter_mut().filter(covered) {
+            // What an older owner acknowledged and no flush covered may be gone: nobody has promised it since.
+            if !write.stable && !write.zeros && write.version.epoch == flush.epoch {
+                promised.push(write.version.no);
+            }
+            write.stable = true;
+        }
+        Ok(promised)
     }
 
     /// A read is given to the owner of `epoch`.
@@ -301,8 +310,8 @@ impl History {
     /// It returned these blocks.
     ///
     /// # Errors
-    /// I1, I2, I3, I4, I18.
-    pub fn read_returns(&mut self, read: &ReadBegun, contents: &[Content]) -> Result<(), Violation> {
+    /// I1, I2, I3, I4, I12, I18.
+    pub fn read_returns(&mut self, read: &ReadBegun, contents: &[Content], frames: &Frames) -> Result<(), Violation> {
         self.not_superseded(read.epoch, &format!("a read of block {} returns", read.lba))?;
         if contents.len() != read.blocks as usize {
             let (got, asked) = (contents.len(), read.blocks);
@@ -310,7 +319,7 @@ impl History {
         }
         self.tick();
         for (i, content) in contents.iter().enumerate() {
-            self.block_returns(read.epoch, Lba(read.lba.0 + i as u64), read.at, *content)?;
+            self.block_returns(read, Lba(read.lba.0 + i as u64), *content, frames)?;
         }
         Ok(())
     }
@@ -329,7 +338,14 @@ impl History {
             || older.acked.is_some_and(|acked| acked < newer.issued)
     }
 
-    fn block_returns(&mut self, epoch: Epoch, lba: Lba, at: u64, content: Content) -> Result<(), Violation> {
+    fn block_returns(
+        &mut self,
+        read: &ReadBegun,
+        lba: Lba,
+        content: Content,
+        frames: &Frames,
+    ) -> Result<(), Violation> {
+        let ReadBegun { epoch, at, .. } = *read;
         self.reads += 1;
         match content {
             Content::Garbage => Violation::new("I18", format!("block {lba} returned {content}")),
@@ -347,7 +363,8 @@ impl History {
                         "block {lba} returned write {} (epoch {old}) after write {} (epoch {new}) was acknowledged or shown",
                         no.0, newer.no.0
                     );
-                    return Violation::new("I1", what);
+                    let moved = frames.was_moved(no, lba);
+                    return Violation::new(if moved { "I12" } else { "I1" }, what);
                 }
                 self.shown(epoch, lba, version)
             }

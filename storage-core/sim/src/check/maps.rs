@@ -15,17 +15,34 @@ use crate::payload::WriteNo;
 use std::collections::BTreeMap;
 use torus_core::ids::{ExtentId, Lba, VolumeId, Vseq};
 
-/// The maps that were seen, by the last record in them: which write each block shows.
+/// Which write each block shows.
+type Shown = BTreeMap<Lba, WriteNo>;
+
+/// How an owner came by its map.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Made {
+    /// By replay, on top of a checkpoint.
+    Replayed,
+    /// By what it did itself since then.
+    Running,
+}
+
+/// The maps that were seen, by the last record in them and how they were made.
 #[derive(Debug, Default)]
-pub struct Maps(BTreeMap<Vseq, BTreeMap<Lba, WriteNo>>);
+pub struct Maps(BTreeMap<(Vseq, Made), Shown>);
 
 impl Maps {
     /// An owner of `volume` has this map.
     ///
     /// # Errors
-    /// I10, when another owner had a different one after the same record, or when a block lies where nothing of it was
-    /// ever written.
-    pub fn taken(&mut self, volume: VolumeId, picture: &Picture, frames: &Frames) -> Result<(), Violation> {
+    /// I10 or, where both were replayed, I11, when another owner had a different one after the same record; I10, when a block
+    /// lies where nothing of it was ever written.
+    pub fn taken(
+        &mut self,
+        volume: VolumeId,
+        (made, picture): (Made, &Picture),
+        frames: &Frames,
+    ) -> Result<(), Violation> {
         let vseq = picture.vseq;
         let mut map = BTreeMap::new();
         for &(lba, seq, block) in &picture.places {
@@ -38,19 +55,22 @@ impl Maps {
                 }
             };
         }
-        let Some(known) = self.0.get(&vseq) else {
-            self.0.insert(vseq, map);
-            return Ok(());
-        };
-        let only = |a: &BTreeMap<Lba, WriteNo>, b: &BTreeMap<Lba, WriteNo>| {
-            a.iter().find(|(lba, no)| b.get(lba) != Some(no)).map(|(lba, no)| (*lba, *no))
-        };
-        match (only(known, &map), only(&map, known)) {
-            (None, None) => Ok(()),
-            (one, other) => {
-                let what = format!("two maps end in record {vseq}: only one has {one:?}, only the other {other:?}");
-                Violation::new("I10", what)
+        for other in [Made::Replayed, Made::Running] {
+            if let Some(known) = self.0.get(&(vseq, other)) {
+                let replayed = (made, other) == (Made::Replayed, Made::Replayed);
+                alike(vseq, known, &map).or_else(|what| Violation::new(if replayed { "I11" } else { "I10" }, what))?;
             }
         }
+        self.0.insert((vseq, made), map);
+        Ok(())
+    }
+}
+
+/// Two maps show the same, or else how they differ.
+fn alike(vseq: Vseq, one: &Shown, other: &Shown) -> Result<(), String> {
+    let only = |a: &Shown, b: &Shown| a.iter().find(|(lba, no)| b.get(lba) != Some(no)).map(|(lba, no)| (*lba, *no));
+    match (only(one, other), only(other, one)) {
+        (None, None) => Ok(()),
+        (one, other) => Err(format!("two maps end in record {vseq}: only one has {one:?}, only the other {other:?}")),
     }
 }

@@ -2,12 +2,12 @@
 //!
 //! | file | invariants |
 //! |---|---|
-//! | [`history`] | I1 acked writes read back, I2 reads are of initiated writes, I3 exposed outcomes stay, I4 one writer, I18 no corrupt bytes, I19 flushes hold |
+//! | [`history`] | I1 acked writes read back, I2 reads are of initiated writes, I3 exposed outcomes stay, I4 one writer, I9 acks in order, I12 garbage collection changes no read, I18 no corrupt bytes |
 //! | [`frames`] | I5 acked only in registered extents, I8 one frame per place, I9 one content per vseq; and that an ack finds its frames durable on the whole ensemble |
-//! | [`extents`] | I6 one seal per extent, I7 and I17 no seal below an acked record, I13 to I15 nothing needed is deleted, I16 copies lie apart |
+//! | [`extents`] | I6 one seal per extent, I7 and I17 no seal below an acked record, I13 to I15 nothing needed is deleted, I16 copies lie apart, I19 flushes find their writes durable |
 //! | [`maps`] | I10 the map is the checkpoint plus its replay, I11 replaying is deterministic |
 //!
-//! I21 and I22 are the world's healed phase. I12 shows in [`history`].
+//! I21 and I22 are the world's healed phase. I20 is of snapshots, which do not exist yet.
 
 pub mod extents;
 pub mod frames;

@@ -156,12 +156,16 @@ impl World {
                     self.extents.write_acked(*no, &self.history, &self.frames)?;
                 }
             }
-            (Pending::Flush(flush), Done::Ok) => self.history.flush_acked(flush)?,
+            (Pending::Flush(flush), Done::Ok) => {
+                for no in self.history.flush_acked(flush)? {
+                    self.extents.flush_covers(no, &self.history, &self.frames)?;
+                }
+            }
             (Pending::Read(read), Done::Data(bytes)) => {
                 let seed = self.seed;
                 let contents: Vec<Content> =
                     bytes.chunks(BLOCK_SIZE).map(|block| payload::judge(seed, block)).collect();
-                self.history.read_returns(read, &contents)?;
+                self.history.read_returns(read, &contents, &self.frames)?;
             }
             (pending, done) => {
                 return Violation::new("I2", format!("{pending:?} ended as {}", brief_done(&done)));

@@ -22,7 +22,7 @@ use crate::check::Violation;
 use crate::check::extents::Extents;
 use crate::check::frames::Frames;
 use crate::check::history::History;
-use crate::check::maps::Maps;
+use crate::check::maps::{Made, Maps};
 use crate::meta::SimMeta;
 use crate::mutation::WorldMutation;
 use crate::net::{Conn, Net};
@@ -110,7 +110,7 @@ pub struct World {
     extents: Extents,
     maps: Maps,
     /// Maps of owners that have ended, not looked at yet.
-    last_pictures: Vec<Picture>,
+    last_pictures: Vec<(Made, Picture)>,
     history: History,
     workload: Workload,
     phase: Phase,

@@ -4,6 +4,7 @@ use super::client::Pending;
 use super::{Event, VOLUME, World};
 use crate::agent::{AgentNode, DiskWork, Source};
 use crate::check::Violation;
+use crate::check::maps::Made;
 use crate::clock::Clock;
 use crate::net::Conn;
 use crate::options::Kind;
@@ -197,7 +198,7 @@ impl World {
 
     fn checks_response(&mut self, agent: AgentId, source: &Source, response: &Response) -> Result<(), Violation> {
         if let Response::Fenced { extents, .. } = response {
-            self.extents.told(agent, extents);
+            self.extents.told(agent, extents, &self.frames);
         }
         let Some(extent) = source.about else { return Ok(()) };
         match response {
@@ -237,7 +238,7 @@ impl World {
 
     pub(super) fn crash_owner(&mut self, run: Run, why: &str) {
         let Some(node) = self.owners.remove(&run) else { return };
-        self.last_pictures.extend(node.core.picture());
+        self.last_pictures.extend(node.core.picture().map(|picture| (Made::Running, picture)));
         self.trace.note(self.now, &[21, run.0], || format!("{run:?} ends: {why}"));
         for agent in self.net.peers(run) {
             self.net.disconnect(run, agent);
@@ -331,10 +332,10 @@ impl World {
         self.history.serves(epoch)?;
         if let Some(node) = self.owners.get_mut(&run) {
             node.serving = Some(epoch);
-            self.last_pictures.extend(node.core.picture());
+            self.last_pictures.extend(node.core.picture().map(|picture| (Made::Replayed, picture)));
         }
-        for picture in std::mem::take(&mut self.last_pictures) {
-            self.maps.taken(VOLUME, &picture, &self.frames)?;
+        for (made, picture) in std::mem::take(&mut self.last_pictures) {
+            self.maps.taken(VOLUME, (made, &picture), &self.frames)?;
         }
         self.push(Duration::ZERO, Event::Client { run });
         Ok(())

@@ -6,7 +6,7 @@
 //! is abandoned: its extents are garbage, and another one begins later.
 
 use super::table::{Title, encode};
-use crate::block::map::{ExtentIndex, Snapshot};
+use crate::block::map::{ExtentIndex, LEAF_BLOCKS, Snapshot};
 use crate::block::record::BlockRecord;
 use crate::format::{Frame, FrameHeader, Pieces, Stream, crc};
 use crate::ids::{BLOCK_SIZE, Blocks, ExtentId, ExtentSeq, Lba, Vseq};
@@ -15,6 +15,7 @@ use crate::log::open::{Phase, Placed};
 use crate::log::table::Entry;
 use crate::log::{Call, Effects, Log};
 use crate::meta::docs::{HeadDoc, SealedExtent};
+use crate::mutation::{self, Mutation};
 use crate::peer::Request;
 use crate::time::Instant;
 use bytes::Bytes;
@@ -85,7 +86,7 @@ impl Checkpoint {
             table,
             written: 0,
             numbers,
-            map_from: Some(Lba(0)),
+            map_from: Some(Lba(if mutation::active(Mutation::CheckpointIncomplete) { LEAF_BLOCKS } else { 0 })),
             ready: VecDeque::new(),
             pieces: 0,
             bytes: 0,

@@ -43,7 +43,7 @@ use place::Place;
 use std::fmt;
 use std::sync::Arc;
 
-const LEAF_BLOCKS: u64 = LEAF as u64;
+pub(crate) const LEAF_BLOCKS: u64 = LEAF as u64;
 const GROUP_LEAVES: usize = 64;
 const GROUP_BLOCKS: u64 = GROUP_LEAVES as u64 * LEAF_BLOCKS;
 

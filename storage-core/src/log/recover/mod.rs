@@ -338,7 +338,8 @@ impl Recovery {
         let least = self.meta.as_ref().map_or(1, |meta| usize::from(meta.min_replicas));
         let thin = open().any(|x| x.answers.len() < least);
         let grace = if thin { FENCE_GRACE_THIN } else { FENCE_GRACE };
-        if enough && more && (complete || now.since(self.fencing_since) >= grace) {
+        let over = now.since(self.fencing_since) >= grace && !mutation::active(Mutation::SilenceWaitedOut);
+        if enough && more && (complete || over) {
             for x in self.extents.values_mut() {
                 x.length = x.end();
             }

@@ -7,6 +7,7 @@ use crate::format::{FrameHeader, Pieces, Stream};
 use crate::ids::{AgentId, BLOCK_SIZE, ExtentId, ExtentSeq, Vseq};
 use crate::limits::{PEER_WAIT, READ_BLOCKS_MAX, RETRY_PAUSE};
 use crate::log::Effects;
+use crate::mutation::{self, Mutation};
 use crate::peer::{Copy, Request, Response, Unanswered};
 use crate::time::Instant;
 use smallvec::SmallVec;
@@ -100,7 +101,8 @@ impl Recovery {
                 }
                 Some(_) => {}
                 None => {
-                    x.frames.truncate(keep);
+                    let left_out = usize::from(mutation::active(Mutation::LastFrameLeftOut));
+                    x.frames.truncate(keep.saturating_sub(left_out));
                     x.length = x.reached();
                 }
             }
