@@ -1,8 +1,9 @@
 //! Kubernetes' objects as the plans look at them.
 
-use k8s_openapi::api::core::v1::{Node as KubeNode, Pod as KubePod};
+use k8s_openapi::api::core::v1::{Node as KubeNode, Pod as KubePod, Taint as KubeTaint};
 use kube::ResourceExt;
-use torus_plan::cluster::{Node, Pod};
+use torus_api::TolerationEffect;
+use torus_plan::cluster::{Node, Pod, Taint};
 use torus_plan::failover::Kubelet;
 
 /// A pod of a StatefulSet, by name; `None` for others.
@@ -29,8 +30,18 @@ pub fn node(node: &KubeNode) -> (String, Node) {
         labels: node.labels().clone(),
         is_ready: kubelet(node) == Kubelet::Ready,
         is_schedulable: !node.spec.as_ref().and_then(|spec| spec.unschedulable).unwrap_or(false),
+        taints: node.spec.iter().flat_map(|spec| spec.taints.iter().flatten()).filter_map(taint).collect(),
     };
     (node.name_any(), seen)
+}
+
+fn taint(taint: &KubeTaint) -> Option<Taint> {
+    let effect = match taint.effect.as_str() {
+        "NoSchedule" => TolerationEffect::NoSchedule,
+        "NoExecute" => TolerationEffect::NoExecute,
+        _ => return None,
+    };
+    Some(Taint { key: taint.key.clone(), value: taint.value.clone().unwrap_or_default(), effect })
 }
 
 /// What is known of a node's kubelet. Kubernetes writes `Unknown` when it has heard nothing of one for its grace period.

@@ -20,7 +20,7 @@ mod observed;
 mod update;
 
 pub use diff::{covers, differs};
-pub use observed::{Agent, Node, Observed, Pod, Recorded, Refusal, Ring, Secret, Store, StoreCluster};
+pub use observed::{Agent, Node, Observed, Pod, Recorded, Refusal, Ring, Secret, Store, StoreCluster, Taint};
 pub use update::UpdateState;
 
 use crate::contract::{SECRET_CA, SECRET_CERT, SECRET_KEY};

@@ -1,10 +1,15 @@
 //! Nodes: their failure domains, and the label of those that have a storage agent.
+//!
+//! Agents whose disks are claims go where the scheduler puts them, and the label follows. Those whose disks are the nodes' own are
+//! bound to nodes with the label, and the plan chooses these: an agent that were started elsewhere while its node is
+//! down would begin with an empty disk, and leave the one with the data behind for good. A node is given up by deleting it from
+//! Kubernetes, or by taking its label away.
 
-use super::{Action, Observed};
+use super::{Action, Node, Observed, Taint};
 use crate::contract::LABEL_NODE;
 use crate::objects::{Kind, Owner};
 use std::collections::{BTreeMap, BTreeSet};
-use torus_api::TorusClusterSpec;
+use torus_api::{Toleration, TolerationOperator, TorusClusterSpec};
 
 /// Longest part of a failure domain.
 const PART_BYTES_MAX: usize = 63;
@@ -26,12 +31,16 @@ fn part(value: &str) -> String {
     if text.is_empty() { UNKNOWN.into() } else { text }
 }
 
-/// Labels nodes that have an agent, and takes the label from those that have none any more. While a pod of an agent is yet to
-/// be placed, it may come back to where it was: the label stays until all of them have a node.
+/// Labels nodes that have an agent, and where an agent moves with its disk, takes the label from those that have none any more. While a
+/// pod of an agent is yet to be placed, it may come back to where it was: the label stays until all of them have a node.
 pub fn labels(owner: &Owner, spec: &TorusClusterSpec, seen: &Observed, actions: &mut Vec<Action>) {
     let set = format!("{}-agent", owner.name);
     if seen.object(Kind::StatefulSet, &owner.namespace, &set).is_none() {
         return;
+    }
+    if spec.storage.claim.is_none() {
+        let chosen = choose(owner, spec, seen).into_iter();
+        actions.extend(chosen.map(|node| Action::LabelNode { node, value: Some(owner.name.clone()) }));
     }
     let placed: Vec<_> = seen.pods.values().filter(|pod| pod.set == set).filter_map(|pod| pod.node.as_ref()).collect();
     let all_placed = placed.len() >= usize::try_from(spec.storage.count).unwrap_or(usize::MAX);
@@ -41,10 +50,57 @@ pub fn labels(owner: &Owner, spec: &TorusClusterSpec, seen: &Observed, actions: 
         let is_ours = label.is_some_and(|value| *value == owner.name);
         if with_agent.contains(name) && !is_ours {
             actions.push(Action::LabelNode { node: name.clone(), value: Some(owner.name.clone()) });
-        } else if is_ours && all_placed && !with_agent.contains(name) {
+        } else if is_ours && spec.storage.claim.is_some() && all_placed && !with_agent.contains(name) {
             actions.push(Action::LabelNode { node: name.clone(), value: None });
         }
     }
+}
+
+/// Nodes that are to have the label besides those that have it, so that there is one for each agent: such as are ready and take its
+/// pod, those first whose zone has the fewest.
+fn choose(owner: &Owner, spec: &TorusClusterSpec, seen: &Observed) -> Vec<String> {
+    let wanted = usize::try_from(spec.storage.count).unwrap_or(0);
+    let zone = |node: &Node| node.labels.get(spec.placement.domain_labels.first()?).cloned();
+    let set = format!("{}-agent", owner.name);
+    let has_agent = |name: &str| seen.pods.values().any(|pod| pod.set == set && pod.node.as_deref() == Some(name));
+    let mut zones = Vec::new();
+    for (name, node) in &seen.nodes {
+        if node.labels.get(LABEL_NODE) == Some(&owner.name) || has_agent(name) {
+            zones.push(zone(node));
+        }
+    }
+    let mut free: Vec<_> = seen
+        .nodes
+        .iter()
+        .filter(|(name, node)| !node.labels.contains_key(LABEL_NODE) && !has_agent(name) && takes_agent(spec, node))
+        .collect();
+    let mut chosen = Vec::new();
+    while zones.len() < wanted {
+        let crowd = |node: &Node| zones.iter().filter(|other| **other == zone(node)).count();
+        let next = (0..free.len()).min_by_key(|at| (crowd(free[*at].1), free[*at].0));
+        let Some(next) = next else { break };
+        let (name, node) = free.remove(next);
+        zones.push(zone(node));
+        chosen.push(name.clone());
+    }
+    chosen
+}
+
+/// Whether an agent's pod can be placed on a node, as far as labels and taints say.
+fn takes_agent(spec: &TorusClusterSpec, node: &Node) -> bool {
+    let fits = spec.agent.node_selector.iter().all(|(key, value)| node.labels.get(key) == Some(&value.0));
+    let tolerates = |taint: &Taint| spec.agent.tolerations.iter().any(|toleration| covers(toleration, taint));
+    node.is_ready && node.is_schedulable && fits && node.taints.iter().all(tolerates)
+}
+
+fn covers(toleration: &Toleration, taint: &Taint) -> bool {
+    let is_of_key = toleration.key.as_ref().is_none_or(|key| *key == taint.key);
+    let is_of_effect = toleration.effect.is_none_or(|effect| effect == taint.effect);
+    let is_of_value = match toleration.operator {
+        TolerationOperator::Exists => true,
+        TolerationOperator::Equal => toleration.value.as_deref().unwrap_or_default() == taint.value,
+    };
+    is_of_key && is_of_effect && is_of_value
 }
 
 /// Whether every agent has a node, and every such node its label.

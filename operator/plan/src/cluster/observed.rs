@@ -4,6 +4,7 @@ use crate::health::Health;
 use crate::objects::{Key, Kind};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
+use torus_api::TolerationEffect;
 
 /// Everything known when a plan is made.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -58,6 +59,19 @@ pub struct Node {
     pub is_ready: bool,
     /// Whether pods may be placed there.
     pub is_schedulable: bool,
+    /// What keeps pods away that do not tolerate it.
+    pub taints: Vec<Taint>,
+}
+
+/// What keeps pods away from a node: a taint that is no mere preference.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Taint {
+    /// Its key.
+    pub key: String,
+    /// Its value; may be empty.
+    pub value: String,
+    /// What it does to pods.
+    pub effect: TolerationEffect,
 }
 
 /// A secret.

@@ -44,6 +44,7 @@ impl World {
             labels: BTreeMap::from([("topology.kubernetes.io/zone".into(), zone.into())]),
             is_ready: true,
             is_schedulable: true,
+            taints: Vec::new(),
         };
         let nodes = [("n1", "a"), ("n2", "a"), ("n3", "b"), ("n4", "c")].map(|(name, zone)| (name.into(), node(zone)));
         let seen = Observed { nodes: nodes.into(), ..Observed::default() };
@@ -109,6 +110,20 @@ impl World {
         self.seen.objects.insert(object.key.clone(), body);
     }
 
+    /// Where the scheduler puts a pod: where it is bound to, to a node that is ready and has no other of its set.
+    fn place(&self, set: &Value, name: &str, ordinal: u64) -> Option<String> {
+        let affinity = &set["spec"]["template"]["spec"]["affinity"]["nodeAffinity"];
+        let term = &affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"][0];
+        if term["matchExpressions"][0]["key"] != LABEL_NODE {
+            return Some(format!("n{}", ordinal + 1));
+        }
+        let is_taken =
+            |node: &str| self.seen.pods.values().any(|pod| pod.set == name && pod.node.as_deref() == Some(node));
+        let fits = self.seen.nodes.iter().filter(|(_, node)| node.labels.get(LABEL_NODE).is_some_and(|l| l == "main"));
+        let mut free = fits.filter(|(node, state)| state.is_ready && !is_taken(node));
+        free.next().map(|(node, _)| node.clone())
+    }
+
     /// The controllers of Kubernetes, the agents and the status catch up.
     fn settle(&mut self) {
         for (key, set) in self.seen.objects.clone() {
@@ -121,15 +136,20 @@ impl World {
             for ordinal in 0..set["spec"]["replicas"].as_u64().unwrap() {
                 let name = format!("{}-{ordinal}", key.name);
                 let id = self.next();
+                let node = self.place(&set, &key.name, ordinal);
                 let pod = Pod {
                     set: key.name.clone(),
                     uid: format!("pod-{id}"),
-                    node: Some(format!("n{}", ordinal + 1)),
-                    is_ready: true,
+                    is_ready: node.is_some(),
+                    node,
                     is_terminating: false,
                     revision: revision.clone(),
                 };
-                self.seen.pods.entry(name).or_insert(pod);
+                let made = self.seen.pods.entry(name).or_insert_with(|| pod.clone());
+                // One that waits for a node is still the same when it has got one.
+                if made.node.is_none() {
+                    *made = Pod { uid: made.uid.clone(), ..pod };
+                }
             }
         }
         let plan = self.plan();
@@ -211,6 +231,57 @@ fn every_kind_of_cluster_comes_to_rest_and_stays_there() {
         assert_eq!(has(Kind::DaemonSet, "main-node"), spec.node_plugin.enabled);
         assert!(has(Kind::DaemonSet, "main-holder"), "agents have volumes attached, whatever there is beside them");
         assert!(has(Kind::StorageClass, "torus") && has(Kind::CsiDriver, "csi.torus.storage"));
+    }
+}
+
+#[test]
+fn an_agent_waits_for_the_node_with_its_disk_until_that_is_given_up() {
+    let mut world = World::new(specs()[0].clone());
+    world.converge();
+    let on = |world: &World| -> BTreeSet<_> {
+        world.seen.pods.values().filter(|pod| pod.set == "main-agent").map(|pod| pod.node.clone()).collect()
+    };
+    let some = |nodes: &[&str]| -> BTreeSet<_> { nodes.iter().map(|node| Some((*node).to_owned())).collect() };
+    // One of each zone.
+    assert_eq!(on(&world), some(&["n1", "n3", "n4"]));
+    let die = |world: &mut World| {
+        world.seen.nodes.get_mut("n3").unwrap().is_ready = false;
+        world.seen.pods.retain(|_, pod| pod.node.as_deref() != Some("n3"));
+        world.converge();
+    };
+    die(&mut world);
+    assert_eq!(on(&world), [None, Some("n1".into()), Some("n4".into())].into());
+    world.seen.nodes.get_mut("n3").unwrap().is_ready = true;
+    world.converge();
+    assert_eq!(on(&world), some(&["n1", "n3", "n4"]));
+    die(&mut world);
+    world.seen.nodes.remove("n3");
+    world.converge();
+    assert_eq!(on(&world), some(&["n1", "n2", "n4"]));
+}
+
+#[test]
+fn nodes_that_do_not_take_an_agent_are_not_chosen_for_one() {
+    let taint = Taint { key: "only".into(), value: "gpu".into(), effect: torus_api::TolerationEffect::NoSchedule };
+    let placed = |tolerations: Value| {
+        let mut world = World::new(spec(json!({
+            "storage": {"count": 3, "hostPath": {"size": "10Gi"}}, "etcd": {"external": {"endpoints": ["http://e:1"]}},
+            "agent": {"nodeSelector": {"disk": "ssd"}, "tolerations": tolerations},
+        })));
+        for (name, node) in &mut world.seen.nodes {
+            if *name != "n1" {
+                node.labels.insert("disk".into(), "ssd".into());
+            }
+        }
+        world.seen.nodes.get_mut("n4").unwrap().taints.push(taint.clone());
+        world.converge();
+        world.seen.nodes.values().map(|node| node.labels.contains_key(LABEL_NODE)).collect::<Vec<_>>()
+    };
+    assert_eq!(placed(json!([])), [false, true, true, false]);
+    assert_eq!(placed(json!([{"key": "only", "value": "other"}])), [false, true, true, false]);
+    assert_eq!(placed(json!([{"key": "only", "value": "gpu", "effect": "NoExecute"}])), [false, true, true, false]);
+    for tolerated in [json!({"operator": "Exists"}), json!({"key": "only", "value": "gpu", "effect": "NoSchedule"})] {
+        assert_eq!(placed(json!([tolerated])), [false, true, true, true]);
     }
 }
 

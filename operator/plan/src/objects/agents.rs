@@ -102,6 +102,14 @@ pub fn agents(source: &Source<'_>) -> Object {
         "volumes": volumes,
     });
     let mut pod = pod_spec(source, ACCOUNT_AGENT, &spec.agent, Some("system-node-critical"), pod);
+    if spec.storage.claim.is_none() {
+        // Where its disk is, there its agent is.
+        pod["affinity"]["nodeAffinity"] = json!({"requiredDuringSchedulingIgnoredDuringExecution": {
+            "nodeSelectorTerms": [{"matchExpressions": [
+                {"key": LABEL_NODE, "operator": "In", "values": [source.owner.name]},
+            ]}],
+        }});
+    }
     if !spec.placement.domain_labels.is_empty() {
         let spread = |label: &String| {
             json!({
