@@ -67,12 +67,14 @@ pub async fn run(
                 _ = stop.wait_for(|stop| *stop) => {}
             }
         } else {
+            passes.stand_by().await;
             tokio::select! {
                 () = sleep(PERIOD) => {}
                 _ = stop.wait_for(|stop| *stop) => {}
             }
         }
     }
+    passes.farewell().await;
     leader.give_back().await;
     Ok(())
 }

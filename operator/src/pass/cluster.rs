@@ -3,7 +3,7 @@
 use super::{Passes, Served, now};
 use crate::apply;
 use crate::metadata::{self, Look, sentence};
-use k8s_openapi::api::core::v1::{Namespace, Secret as KubeSecret};
+use k8s_openapi::api::core::v1::Secret as KubeSecret;
 use kube::ResourceExt;
 use kube::api::Api;
 use std::collections::BTreeMap;
@@ -30,7 +30,7 @@ impl Passes {
         let endpoints =
             if first.endpoints.is_empty() { seen.recorded.endpoints.clone() } else { first.endpoints.clone() };
         let mut look = Arc::new(Look::default());
-        if seen.refused.is_none() && !endpoints.is_empty() {
+        if seen.refused.is_none() && !endpoints.is_empty() && !self.is_farewell {
             look = self.look(&cluster.spec, &endpoints, content).await;
             seen.store = look.store.clone();
         }
@@ -75,6 +75,7 @@ impl Passes {
     ) -> Observed {
         let status = cluster.status.clone().unwrap_or_default();
         let is_deleting = cluster.metadata.deletion_timestamp.is_some();
+        let is_farewell = self.is_farewell && owner.namespace == self.settings.namespace;
         Observed {
             objects: self.watched.of_cluster(&owner.name),
             pods: self.watched.pods_of(&owner.name),
@@ -88,13 +89,13 @@ impl Passes {
             },
             has_finalizer: cluster.finalizers().iter().any(|name| name == FINALIZER_CLUSTER),
             is_deleting,
-            is_namespace_deleting: is_deleting && self.is_namespace_deleting(&owner.namespace).await,
+            is_namespace_deleting: is_farewell || is_deleting && self.is_namespace_deleting(&owner.namespace).await,
             volume_objects: if is_deleting { self.watched.volumes_in(owner) } else { Default::default() },
         }
     }
 
     /// The secret for etcd: what the plan looks at, and its content.
-    async fn secret(&self, cluster: &TorusCluster) -> (Secret, BTreeMap<String, Vec<u8>>) {
+    pub(super) async fn secret(&self, cluster: &TorusCluster) -> (Secret, BTreeMap<String, Vec<u8>>) {
         let Some(secret) = cluster.spec.etcd.external.as_ref().and_then(|external| external.secret.as_ref()) else {
             return (Secret::NotNamed, BTreeMap::new());
         };
@@ -111,16 +112,7 @@ impl Passes {
         }
     }
 
-    async fn is_namespace_deleting(&self, name: &str) -> bool {
-        let api: Api<Namespace> = Api::all(self.client.clone());
-        match api.get_opt(name).await {
-            Ok(Some(found)) => found.metadata.deletion_timestamp.is_some(),
-            Ok(None) => true,
-            Err(_) => false,
-        }
-    }
-
-    async fn look(
+    pub(super) async fn look(
         &mut self,
         spec: &TorusClusterSpec,
         endpoints: &[String],

@@ -28,8 +28,7 @@ impl Passes {
             taint: spec.out_of_service_taint,
             grace: Duration::from_secs(u64::try_from(spec.grace_seconds).unwrap_or(0)),
         };
-        let signs = self.signs(served);
-        let steps = self.failover.step(self.began.elapsed(), policy, &signs);
+        let steps = self.failover.step(self.began.elapsed(), policy, &self.signs(served));
         // Fences wait for agents: all at the same time. In a step there is no taint beside a fence of the same node.
         let (fences, others): (Vec<_>, Vec<_>) = steps.into_iter().partition(|step| matches!(step, Step::Fence { .. }));
         let this = &*self;
@@ -37,6 +36,14 @@ impl Passes {
             this.step(step, served).await;
         }
         join_all(fences.iter().map(|step| this.step(step, served))).await;
+    }
+
+    /// Remembers since when nodes are silent, and does nothing about it.
+    pub(super) fn count_silence(&mut self, served: &Served) {
+        if served.found().is_some() {
+            let nothing = Policy { fence: false, taint: false, grace: Duration::MAX };
+            drop(self.failover.step(self.began.elapsed(), nothing, &self.signs(served)));
+        }
     }
 
     async fn step(&self, step: &Step, served: &Served) {

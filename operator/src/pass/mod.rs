@@ -18,6 +18,7 @@ use crate::patch::merge_patch;
 use crate::teller::Teller;
 use crate::watched::Watched;
 use futures::StreamExt;
+use k8s_openapi::api::core::v1::Namespace;
 use kube::api::{Api, Patch, PatchParams};
 use kube::{Client, Resource, ResourceExt};
 use serde::Serialize;
@@ -27,16 +28,22 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+use tokio::time::timeout;
 use torus_api::TorusCluster;
 use torus_core::meta::MetadataStore;
 use torus_plan::cluster::{Refusal, Store};
+use torus_plan::contract::{FINALIZER_CLUSTER, FINALIZER_VOLUME};
 use torus_plan::failover::Failover;
 use torus_plan::story::Told;
 use volume::{Deletions, Settled};
 
 /// Volumes that are looked at at the same time.
 const VOLUMES_AT_ONCE: usize = 8;
+/// How long the last passes may go on: less than what a pod is given to end.
+const FAREWELL: Duration = Duration::from_secs(20);
+/// The longest pause between two of them.
+const FAREWELL_PAUSE: Duration = Duration::from_secs(1);
 
 /// What the operator was told.
 #[derive(Clone, Debug)]
@@ -73,6 +80,8 @@ pub struct Passes {
     began: Instant,
     book: Mutex<Book>,
     deletions: Deletions,
+    /// Whether these are the last passes, the operator's namespace being deleted.
+    is_farewell: bool,
 }
 
 /// What several volumes write to at the same time.
@@ -116,19 +125,16 @@ impl Passes {
             began: Instant::now(),
             book: Mutex::default(),
             deletions: Deletions::default(),
+            is_farewell: false,
         }
     }
 
     /// One pass.
     pub async fn pass(&mut self) -> Tally {
         self.book().tally = Tally::default();
-        let mut clusters = self.watched.clusters.state();
-        clusters.sort_by_key(|cluster| (cluster.creation_timestamp().map(|time| time.0), cluster.uid()));
-        // The oldest in our namespace is served.
-        let served =
-            clusters.iter().find(|cluster| cluster.namespace().as_deref() == Some(&self.settings.namespace)).cloned();
+        let served = self.served();
         let mut open = None;
-        for cluster in clusters {
+        for cluster in self.clusters() {
             let refused = match &served {
                 Some(served) if served.uid() == cluster.uid() => None,
                 _ if cluster.namespace().as_deref() != Some(&self.settings.namespace) => {
@@ -140,12 +146,72 @@ impl Passes {
             let is_served = refused.is_none();
             let found = self.cluster(&cluster, refused).await;
             if is_served {
-                self.failover(&found).await;
+                if !self.is_farewell {
+                    self.failover(&found).await;
+                }
                 open = Some(found);
             }
         }
         self.volumes(open.as_ref()).await;
         self.book().tally
+    }
+
+    /// What one does that does not lead: it counts for how long nodes are silent, so that it need not begin to when it takes over from
+    /// a leader that died with its node.
+    pub async fn stand_by(&mut self) {
+        let Some(cluster) = self.served() else { return };
+        let status = cluster.status.clone().unwrap_or_default();
+        let endpoints = status.etcd.map(|etcd| etcd.endpoints).unwrap_or_default();
+        if endpoints.is_empty() {
+            return;
+        }
+        let (_, secret) = self.secret(&cluster).await;
+        let look = self.look(&cluster.spec, &endpoints, secret).await;
+        let is_ours = matches!(&look.store, Store::Cluster(found) if status.cluster_id.as_ref() == Some(&found.id));
+        self.count_silence(&Served { cluster, look, is_ours });
+    }
+
+    /// The last passes, if the operator's own namespace is being deleted: nobody will look after anything any more, so finalizers and
+    /// what is in no namespace go now. Kubernetes (1.33 and newer) ends the pods of a namespace before it deletes anything else.
+    pub async fn farewell(&mut self) {
+        if !self.is_namespace_deleting(&self.settings.namespace).await {
+            return;
+        }
+        tracing::info!("the namespace {} is being deleted: letting go of everything", self.settings.namespace);
+        self.is_farewell = true;
+        let end = Instant::now() + FAREWELL;
+        while self.holds_anything() && Instant::now() < end {
+            self.pass().await;
+            let _ = timeout(FAREWELL_PAUSE, self.watched.changed.notified()).await;
+        }
+    }
+
+    fn holds_anything(&self) -> bool {
+        let held = |finalizers: &[String], ours: &str| finalizers.iter().any(|name| name == ours);
+        self.served().is_some_and(|cluster| held(cluster.finalizers(), FINALIZER_CLUSTER))
+            || self.watched.volumes.find(|volume| held(volume.finalizers(), FINALIZER_VOLUME)).is_some()
+    }
+
+    /// All TorusClusters, the oldest first.
+    fn clusters(&self) -> Vec<Arc<TorusCluster>> {
+        let mut clusters = self.watched.clusters.state();
+        clusters.sort_by_key(|cluster| (cluster.creation_timestamp().map(|time| time.0), cluster.uid()));
+        clusters
+    }
+
+    /// The one that is served: the oldest in our namespace.
+    fn served(&self) -> Option<Arc<TorusCluster>> {
+        let ours = Some(self.settings.namespace.as_str());
+        self.clusters().into_iter().find(|cluster| cluster.namespace().as_deref() == ours)
+    }
+
+    async fn is_namespace_deleting(&self, name: &str) -> bool {
+        let api: Api<Namespace> = Api::all(self.client.clone());
+        match api.get_opt(name).await {
+            Ok(Some(found)) => found.metadata.deletion_timestamp.is_some(),
+            Ok(None) => true,
+            Err(_) => false,
+        }
     }
 
     async fn volumes(&self, served: Option<&Served>) {

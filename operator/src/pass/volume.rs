@@ -68,7 +68,7 @@ impl Passes {
             claim: claim.and_then(|found| version(found)),
             pool: pool(&who, object, served),
         };
-        if self.book().settled.get(&who.uid) == Some(&looks) {
+        if !self.is_farewell && self.book().settled.get(&who.uid) == Some(&looks) {
             return;
         }
         if self.look_at_volume(&who, object, persistent_volume, claim, looks.pool.clone()).await {
@@ -87,13 +87,20 @@ impl Passes {
     ) -> bool {
         let json = |found: &Arc<DynamicObject>| serde_json::to_value(&**found).unwrap_or_default();
         let before = object.status.clone().unwrap_or_default();
+        let is_deleting = object.metadata.deletion_timestamp.is_some();
+        // Asked for only where it makes a difference.
+        let is_namespace_deleting = is_deleting
+            && matches!(pool, Pool::Starting | Pool::Failed(_))
+            && self.is_namespace_deleting(&who.namespace).await;
         let seen = Seen {
             pool,
             persistent_volume: persistent_volume.map(json),
             claim: claim.map(json),
             recorded_id: before.volume_id.clone(),
             has_finalizer: object.finalizers().iter().any(|name| name == FINALIZER_VOLUME),
-            is_deleting: object.metadata.deletion_timestamp.is_some(),
+            is_deleting,
+            is_namespace_deleting,
+            is_farewell: self.is_farewell,
         };
         let mut plan = volume::plan(who, &object.spec, &seen);
         for action in plan.actions.clone() {
@@ -125,7 +132,8 @@ impl Passes {
         if self.write_status(&api, &who.name, object.status.as_ref(), &status).await {
             self.teller.tell_all(object.as_ref(), story::of_volume(&before, &status)).await;
         }
-        plan.actions.is_empty() && object.status.as_ref() == Some(&status)
+        // One that goes is looked at again: its namespace may be deleted later than it was, which is not watched.
+        plan.actions.is_empty() && object.status.as_ref() == Some(&status) && !is_deleting
     }
 
     /// `None`: it is under way.

@@ -111,7 +111,7 @@ pub struct Plan {
 #[must_use]
 pub fn plan(owner: &Owner, spec: &TorusClusterSpec, own_image: &str, seen: &Observed) -> Plan {
     let mut plan = Plan { refused: refusal(spec, seen), ..Plan::default() };
-    if seen.is_deleting {
+    if seen.is_deleting || seen.is_namespace_deleting {
         deletion(owner, spec, seen, &mut plan);
         return plan;
     }

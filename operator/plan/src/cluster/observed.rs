@@ -27,7 +27,8 @@ pub struct Observed {
     pub has_finalizer: bool,
     /// Whether somebody deleted the TorusCluster.
     pub is_deleting: bool,
-    /// Whether its namespace is being deleted.
+    /// Whether its namespace is being deleted, which is the operator's own too: what Kubernetes does not remove by itself has to go now,
+    /// whether or not the TorusCluster is being deleted already.
     pub is_namespace_deleting: bool,
     /// TorusVolumes that belong to it: `namespace/name`.
     pub volume_objects: BTreeSet<String>,

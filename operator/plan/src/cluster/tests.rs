@@ -557,7 +557,13 @@ fn deletion_ends_where_nothing_is_lost_by_it() {
         world.seen.is_namespace_deleting = true;
         world.seen.store = Store::Failed("gone".into());
     };
-    for change in [keep, namespace, |_| ()] {
+    // Kubernetes ends the pods of a namespace, the operator's among them, before it deletes anything else.
+    let before_it_is_deleted: fn(&mut World) = |world| {
+        with_volume(world);
+        world.seen.is_namespace_deleting = true;
+        world.seen.is_deleting = false;
+    };
+    for change in [keep, namespace, before_it_is_deleted, |_| ()] {
         let (mut world, _) = deleted(change);
         let mut last = None;
         while world.seen.has_finalizer {

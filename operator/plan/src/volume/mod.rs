@@ -61,6 +61,10 @@ pub struct Seen {
     pub has_finalizer: bool,
     /// Whether somebody deleted the object.
     pub is_deleting: bool,
+    /// Whether its namespace is being deleted.
+    pub is_namespace_deleting: bool,
+    /// Whether the operator goes for good, its own namespace being deleted.
+    pub is_farewell: bool,
 }
 
 /// The pool that the volume is in.
@@ -181,6 +185,9 @@ pub struct Plan {
 /// What is to be done for a TorusVolume.
 #[must_use]
 pub fn plan(who: &Identity, spec: &TorusVolumeSpec, seen: &Seen) -> Plan {
+    if seen.is_farewell {
+        return farewell(seen);
+    }
     if seen.is_deleting {
         return deletion(who, spec, seen);
     }
@@ -227,6 +234,14 @@ pub fn plan(who: &Identity, spec: &TorusVolumeSpec, seen: &Seen) -> Plan {
     }
     objects_of(who, spec, seen, pool, volume, &mut plan);
     plan
+}
+
+/// Nobody will be left to take the finalizer away: an object that keeps it could never go. Its data stays where it is, and an operator
+/// that comes later sets the finalizer again.
+fn farewell(seen: &Seen) -> Plan {
+    let waits = Obstacle { reason: "NoOperator", message: "the operator's namespace is being deleted".into() };
+    let actions = if seen.has_finalizer { vec![Action::RemoveFinalizer] } else { Vec::new() };
+    Plan { actions, waits: Some(waits), ..Plan::default() }
 }
 
 fn blocks(spec: &TorusVolumeSpec) -> Result<u64, String> {
@@ -353,6 +368,15 @@ fn deletion(who: &Identity, spec: &TorusVolumeSpec, seen: &Seen) -> Plan {
                 "the claim {name:?} is still there: pods that use it keep it. Delete them, and the rest follows by itself"
             ),
         );
+        return plan;
+    }
+    if seen.is_namespace_deleting && matches!(seen.pool, Pool::Starting | Pool::Failed(_)) {
+        // Waiting for the pool would hold the namespace for as long. The data stays where it is, and the PersistentVolume until its
+        // driver answers: neither is in the namespace.
+        if let Some(found) = &seen.persistent_volume {
+            plan.actions.extend(delete(objects::persistent_volume_key(who), found));
+        }
+        plan.actions.push(Action::RemoveFinalizer);
         return plan;
     }
     if let Pool::Open(OpenPool { volume: Some(Volume { owner: Some(owner), epoch, .. }), .. }) = &seen.pool {

@@ -238,6 +238,46 @@ fn data_that_is_to_stay_stays_and_a_pool_that_is_gone_holds_nothing() {
 }
 
 #[test]
+fn a_namespace_that_is_deleted_does_not_wait_for_a_pool_that_is_gone_and_no_data_goes_unasked() {
+    let mut world = World::new(spec(json!({})));
+    world.converge();
+    world.seen.is_deleting = true;
+    world.seen.is_namespace_deleting = true;
+    // A pool that answers deletes the data first.
+    let mut asked = World { seen: world.seen.clone(), spec: world.spec.clone() };
+    asked.converge();
+    assert!(asked.pool().volume.is_none() && !asked.seen.has_finalizer);
+    world.seen.pool = Pool::Failed("away".into());
+    // Pods that use it go first in any case.
+    assert!(matches!(&world.plan().actions[..], [Action::Delete { key, .. }] if key.name == "pg1"));
+    world.seen.claim = None;
+    let plan = world.plan();
+    assert!(matches!(&plan.actions[..], [Action::Delete { .. }, Action::RemoveFinalizer]), "{plan:?}");
+    world.seen.persistent_volume.as_mut().unwrap()["metadata"]["deletionTimestamp"] = json!("t");
+    assert_eq!(world.plan().actions, [Action::RemoveFinalizer]);
+}
+
+#[test]
+fn an_operator_that_goes_for_good_lets_go_of_volumes_and_a_later_one_takes_them_up() {
+    for is_deleting in [false, true] {
+        let mut world = World::new(spec(json!({})));
+        world.converge();
+        let there = world.seen.clone();
+        world.seen.is_deleting = is_deleting;
+        world.seen.is_farewell = true;
+        assert_eq!(world.plan().actions, [Action::RemoveFinalizer]);
+        world.converge();
+        assert!(!world.seen.has_finalizer);
+        assert_eq!((&world.seen.claim, &world.seen.pool), (&there.claim, &there.pool));
+        if !is_deleting {
+            world.seen.is_farewell = false;
+            world.converge();
+            assert_eq!(world.seen, there);
+        }
+    }
+}
+
+#[test]
 fn the_status_says_it_and_says_it_once() {
     let mut world = World::new(spec(json!({})));
     world.converge();
