@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use torus_plan::contract::{
-    FIELD_MANAGER, LABEL_CLUSTER, LABEL_MANAGED_BY, LABEL_NODE, LABEL_VOLUME, TAINT_OUT_OF_SERVICE, TAINT_VALUE,
+    FIELD_MANAGER, LABEL_CLUSTER, LABEL_MANAGED_BY, LABEL_VOLUME, TAINT_OUT_OF_SERVICE, TAINT_VALUE,
 };
 use torus_plan::objects::{Key, Kind, Object};
 
@@ -155,10 +155,10 @@ pub async fn grow_claim(client: &Client, key: &Key, size: &str) -> Result<(), Ap
     api(client, key).patch(&key.name, &params, &Patch::Merge(patch)).await.map(drop).map_err(failed("grow", key))
 }
 
-/// Sets the label of a node that has a storage agent, or takes it away. A node that is gone has none.
-pub async fn label_node(client: &Client, node: &str, value: Option<&str>) -> Result<(), ApplyError> {
+/// Sets a label of a node, or takes it away. A node that is gone has none.
+pub async fn label_node(client: &Client, node: &str, label: &str, value: Option<&str>) -> Result<(), ApplyError> {
     let nodes: Api<Node> = Api::all(client.clone());
-    let patch = json!({"metadata": {"labels": {LABEL_NODE: value}}});
+    let patch = json!({"metadata": {"labels": {label: value}}});
     gone(nodes.patch(node, &PatchParams::default(), &Patch::Merge(patch)).await.map(drop), format!("node {node}"))
 }
 

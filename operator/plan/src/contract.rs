@@ -109,6 +109,8 @@ pub const LABEL_CLUSTER: &str = "torus.storage/cluster";
 pub const LABEL_VOLUME: &str = "torus.storage/volume";
 /// A label of nodes that have a storage agent: the node plugin stays away from them.
 pub const LABEL_NODE: &str = "torus.storage/storage-agent";
+/// A label of nodes, by their kubelets: the id of the cluster whose CSI driver they have. A kubelet takes no driver of another one.
+pub const LABEL_TOPOLOGY: &str = "csi.torus.storage/cluster";
 /// What was applied: tells a field that was taken out of the plan from one that somebody else put in.
 pub const ANNOTATION_APPLIED: &str = "torus.storage/applied";
 /// Of a template: what its configuration is, so that a change of it is a new revision.

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use torus_api::{TorusCluster, TorusClusterSpec};
 use torus_core::ids::{BLOCK_BYTES, Blocks};
 use torus_plan::cluster::{self, Action, Observed, Obstacle, Recorded, Refusal, Secret, Store};
-use torus_plan::contract::FINALIZER_CLUSTER;
+use torus_plan::contract::{FINALIZER_CLUSTER, LABEL_NODE, LABEL_TOPOLOGY};
 use torus_plan::objects::Owner;
 use torus_plan::status::cluster_status;
 use torus_plan::story::{self, Told};
@@ -142,7 +142,10 @@ impl Passes {
             Action::ReplacePod { name, uid } => {
                 apply::delete_pod(client, &owner.namespace, name, uid).await.map_err(say)
             }
-            Action::LabelNode { node, value } => apply::label_node(client, node, value.as_deref()).await.map_err(say),
+            Action::ForgetTopology { node } => apply::label_node(client, node, LABEL_TOPOLOGY, None).await.map_err(say),
+            Action::LabelNode { node, value } => {
+                apply::label_node(client, node, LABEL_NODE, value.as_deref()).await.map_err(say)
+            }
             Action::InitCluster { replicas, extent_bytes } => {
                 let store = self.store()?;
                 let blocks = (extent_bytes / BLOCK_BYTES) as Blocks;

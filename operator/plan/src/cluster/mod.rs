@@ -59,6 +59,11 @@ pub enum Action {
         /// The cluster whose agent is there.
         value: Option<String>,
     },
+    /// Take away the label that says of which cluster a node's CSI driver was.
+    ForgetTopology {
+        /// The node.
+        node: String,
+    },
     /// Make the cluster in etcd.
     InitCluster {
         /// Copies by default.
@@ -141,6 +146,9 @@ pub fn plan(owner: &Owner, spec: &TorusClusterSpec, own_image: &str, seen: &Obse
     }
     store_actions(spec, seen, &mut plan.actions);
     nodes::labels(owner, spec, seen, &mut plan.actions);
+    if let Some(cluster) = seen.cluster() {
+        nodes::forget_topology(seen, Some(&cluster.id), &mut plan.actions);
+    }
     plan.update = update::step(owner, spec, seen, &changed.sets, &mut plan.actions);
     plan
 }
@@ -381,6 +389,7 @@ fn deletion(owner: &Owner, spec: &TorusClusterSpec, seen: &Observed, plan: &mut 
             }
         }
         nodes::unlabel(owner, seen, &mut plan.actions);
+        nodes::forget_topology(seen, None, &mut plan.actions);
     }
     if plan.actions.is_empty() {
         plan.actions.push(Action::RemoveFinalizer);

@@ -6,7 +6,7 @@
 //! Kubernetes, or by taking its label away.
 
 use super::{Action, Node, Observed, Taint};
-use crate::contract::LABEL_NODE;
+use crate::contract::{LABEL_NODE, LABEL_TOPOLOGY};
 use crate::objects::{Kind, Owner};
 use std::collections::{BTreeMap, BTreeSet};
 use torus_api::{Toleration, TolerationOperator, TorusClusterSpec};
@@ -112,6 +112,16 @@ pub fn are_labelled(owner: &Owner, spec: &TorusClusterSpec, seen: &Observed) -> 
         label.is_some_and(|value| *value == owner.name)
     };
     placed.len() >= usize::try_from(spec.storage.count).unwrap_or(usize::MAX) && placed.iter().all(is_labelled)
+}
+
+/// Takes the label that a kubelet set for the driver of a cluster from nodes where that cluster is not `current`: there is one driver, so it
+/// is of one that is gone. Nobody else takes it away, and with it the kubelet would take no driver of another cluster.
+pub fn forget_topology(seen: &Observed, current: Option<&str>, actions: &mut Vec<Action>) {
+    for (node, state) in &seen.nodes {
+        if state.labels.get(LABEL_TOPOLOGY).is_some_and(|id| Some(id.as_str()) != current) {
+            actions.push(Action::ForgetTopology { node: node.clone() });
+        }
+    }
 }
 
 /// Takes the label from all nodes.

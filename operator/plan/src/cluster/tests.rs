@@ -1,7 +1,7 @@
 //! The plan against a made-up Kubernetes that does what the actions say.
 
 use super::*;
-use crate::contract::LABEL_NODE;
+use crate::contract::{LABEL_NODE, LABEL_TOPOLOGY};
 use crate::health::{Copies, Health};
 use crate::objects::digest;
 use proptest::prelude::*;
@@ -85,6 +85,9 @@ impl World {
                 let labels = &mut self.seen.nodes.get_mut(node).unwrap().labels;
                 labels.remove(LABEL_NODE);
                 labels.extend(value.iter().map(|value| (LABEL_NODE.to_owned(), value.clone())));
+            }
+            Action::ForgetTopology { node } => {
+                self.seen.nodes.get_mut(node).unwrap().labels.remove(LABEL_TOPOLOGY).unwrap();
             }
             Action::InitCluster { .. } => self.initialized = true,
             Action::SetRing { kind, replicas, spread } => {
@@ -258,6 +261,40 @@ fn an_agent_waits_for_the_node_with_its_disk_until_that_is_given_up() {
     world.seen.nodes.remove("n3");
     world.converge();
     assert_eq!(on(&world), some(&["n1", "n2", "n4"]));
+}
+
+#[test]
+fn the_mark_of_a_cluster_that_is_gone_is_taken_from_nodes() {
+    let mut world = World::new(specs()[0].clone());
+    let mark = |world: &mut World, node: &str, id: &str| {
+        world.seen.nodes.get_mut(node).unwrap().labels.insert(LABEL_TOPOLOGY.into(), id.into());
+    };
+    mark(&mut world, "n1", "an older one");
+    world.converge();
+    mark(&mut world, "n2", "c1");
+    world.converge();
+    let marked = |world: &World| -> Vec<_> {
+        world
+            .seen
+            .nodes
+            .iter()
+            .filter(|(_, node)| node.labels.contains_key(LABEL_TOPOLOGY))
+            .map(|(n, _)| n.clone())
+            .collect()
+    };
+    assert_eq!(marked(&world), ["n2"]);
+    // Where etcd does not say which cluster is there, nobody can tell.
+    world.seen.store = Store::Failed("away".into());
+    let forgets = |action: &Action| matches!(action, Action::ForgetTopology { .. });
+    assert!(!world.plan().actions.iter().any(forgets));
+    world.seen.store = Store::Empty;
+    world.seen.is_deleting = true;
+    while world.seen.has_finalizer {
+        for action in world.plan().actions {
+            world.apply(&action);
+        }
+    }
+    assert_eq!(marked(&world), [] as [String; 0]);
 }
 
 #[test]
