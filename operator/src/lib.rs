@@ -61,9 +61,11 @@ pub async fn run(
             let begun = Instant::now();
             let tally = passes.pass().await;
             health.passed(tally, begun.elapsed());
+            // What was done may have changed etcd, and something else may have waited for that.
+            let pause = if tally.actions > 0 { GATHER } else { PERIOD_OF_PASSES };
             tokio::select! {
                 // Changed, or not: look again.
-                _ = timeout(PERIOD_OF_PASSES, watched.changed.notified()) => sleep(GATHER).await,
+                _ = timeout(pause, watched.changed.notified()) => sleep(GATHER).await,
                 _ = stop.wait_for(|stop| *stop) => {}
             }
         } else {

@@ -575,7 +575,7 @@ pub struct FailoverSpec {
 }
 
 fn grace() -> i32 {
-    15
+    10
 }
 
 impl Default for FailoverSpec {
