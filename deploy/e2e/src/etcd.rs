@@ -20,7 +20,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -37,6 +37,8 @@ pub struct Options {
     pub quota_bytes: Option<u64>,
     /// TLS on the client port.
     pub tls: Option<Tls>,
+    /// Where it listens to clients; 127.0.0.1 unless given.
+    pub host: Option<Ipv4Addr>,
     /// Further flags.
     pub flags: Vec<String>,
 }
@@ -44,7 +46,7 @@ pub struct Options {
 /// PEM files for TLS on the client port.
 #[derive(Clone, Debug)]
 pub struct Tls {
-    /// etcd's certificate, for 127.0.0.1.
+    /// etcd's certificate, for the address it listens on.
     pub cert: PathBuf,
     /// Its key.
     pub key: PathBuf,
@@ -99,11 +101,11 @@ impl Etcd {
         etcd.restart().map(|()| etcd)
     }
 
-    /// The client address, `http://127.0.0.1:port` or `https://127.0.0.1:port`.
+    /// The client address, such as `http://127.0.0.1:port`, or with `https` where it has TLS.
     #[must_use]
     pub fn url(&self) -> String {
         let scheme = if self.options.tls.is_some() { "https" } else { "http" };
-        format!("{scheme}://127.0.0.1:{}", self.ports.client)
+        format!("{scheme}://{}:{}", self.options.host.unwrap_or(Ipv4Addr::LOCALHOST), self.ports.client)
     }
 
     /// Where it serves metrics and health, in the clear.

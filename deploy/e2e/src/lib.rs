@@ -24,6 +24,7 @@ pub mod kube;
 pub mod load;
 pub mod nbd;
 pub mod node;
+pub mod pauses;
 pub mod ports;
 pub mod process;
 pub mod proxy;

@@ -60,6 +60,7 @@ pub struct ControlPlane {
     kubectl: Kubectl,
     pki: Pki,
     url: String,
+    address: Ipv4Addr,
     // In the order in which they are to end, the run's directory last.
     processes: Vec<Process>,
     run: Run,
@@ -85,7 +86,7 @@ impl ControlPlane {
         let url = format!("https://{}:{}", place.address, ports::free()?);
         let admin = pki.kubeconfig("admin", Some("system:masters"), &url)?;
         let kubectl = Kubectl::new(&programs.join("kubectl"), &admin);
-        let mut plane = Self { kubectl, pki, url, processes: Vec::new(), run };
+        let mut plane = Self { kubectl, pki, url, address: place.address, processes: Vec::new(), run };
         let etcd_url = plane.start_etcd()?;
         plane.start_apiserver(&programs, place, &etcd_url)?;
         plane.start_controllers(&programs, place)?;
@@ -110,6 +111,12 @@ impl ControlPlane {
     #[must_use]
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// This machine's address, as nodes reach it.
+    #[must_use]
+    pub fn address(&self) -> Ipv4Addr {
+        self.address
     }
 
     /// What it has on this machine.

@@ -34,6 +34,18 @@ pub fn make_group(path: &str) -> Result<()> {
     Ok(())
 }
 
+/// Removes all groups below one whose processes have ended, as a machine has none when it starts: a kubelet would look for the containers
+/// of each for seconds.
+pub fn clear_group(path: &str) -> Result<()> {
+    until(&format!("the groups below {path} are gone"), GONE, || {
+        for group in groups_of(path) {
+            remove_group(&group);
+        }
+        Ok(groups_of(path).is_empty())
+    })?;
+    make_group(path)
+}
+
 /// Ends (-9) what is in the groups below `name`. Without such groups there is nothing to do.
 pub fn end_groups(name: &str) -> Result<()> {
     until(&format!("no process is in the groups of {name}"), GONE, || {
@@ -72,6 +84,42 @@ fn fuse_device(line: &str) -> Option<String> {
     let (mount, filesystem) = line.split_once(" - ")?;
     let is_ours = ["fuse torus ", "fuse.torus "].iter().any(|ours| filesystem.starts_with(ours));
     is_ours.then(|| mount.split(' ').nth(2).map(str::to_owned))?
+}
+
+/// The loop devices that records in a node's `/var/lib/torus/attached` name. An agent that was killed while another one took over may have
+/// left a device on a file that no process sees mounted any more.
+pub fn recorded_loops(lib: &Path) -> BTreeSet<String> {
+    let records = fs::read_dir(lib.join("torus/attached")).into_iter().flatten().flatten();
+    let texts = records.filter_map(|entry| fs::read_to_string(entry.path().join("record.json")).ok());
+    let parsed = texts.filter_map(|text| serde_json::from_str::<serde_json::Value>(&text).ok());
+    let devices = parsed.filter_map(|record| record["device"].as_str().map(str::to_owned));
+    devices.filter(|device| device.starts_with("/dev/loop")).collect()
+}
+
+/// Loop devices on files of filesystems that no process sees mounted.
+pub fn orphaned_loops() -> Result<BTreeSet<String>> {
+    let listed = said("losetup", ["--list", "--noheadings", "--output", "NAME,BACK-MAJ:MIN"])?;
+    if listed.trim().is_empty() {
+        return Ok(BTreeSet::new());
+    }
+    let mut seen = BTreeSet::new();
+    for entry in fs::read_dir("/proc").context("cannot list processes")?.flatten() {
+        let table = fs::read_to_string(entry.path().join("mountinfo")).unwrap_or_default();
+        seen.extend(table.lines().filter_map(|line| line.split(' ').nth(2).map(str::to_owned)));
+    }
+    let of = |line: &str| {
+        let mut words = line.split_ascii_whitespace();
+        let name = words.next()?.to_owned();
+        // Where the kernel does not tell of a file, nobody serves it.
+        words.next().is_none_or(|device| !seen.contains(device)).then_some(name)
+    };
+    Ok(listed.lines().filter_map(of).collect())
+}
+
+/// The control groups of this path, in all hierarchies.
+pub fn groups_of(name: &str) -> Vec<PathBuf> {
+    let hierarchies = fs::read_dir(GROUPS).into_iter().flatten().flatten();
+    hierarchies.map(|hierarchy| hierarchy.path().join(name)).filter(|group| group.exists()).collect()
 }
 
 /// Takes loop devices from their files, which nobody serves any more.

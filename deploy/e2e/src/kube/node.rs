@@ -152,6 +152,7 @@ impl Node {
         }
         kernel::end_groups(&self.group)?;
         self.processes.clear();
+        kernel::clear_group(&self.group)?;
         // Another machine's memory would be gone; here the kernel lives on.
         kernel::detach(&loops)
     }
@@ -269,6 +270,9 @@ state = "/run/containerd"
             // An image that is thrown away to save space would have to come from a registry.
             "imageGCHighThresholdPercent": 100,
             "serializeImagePulls": false,
+            // Programs are killed here again and again, and would otherwise be waited for longer each time.
+            "featureGates": {"KubeletCrashLoopBackOffMax": true},
+            "crashLoopBackOff": {"maxContainerRestartPeriod": "1s"},
         });
         format!("{config:#}\n")
     }

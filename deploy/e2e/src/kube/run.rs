@@ -14,6 +14,7 @@ use crate::process::{Process, until};
 use anyhow::{Context, Result};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::process::CommandExt;
@@ -133,7 +134,9 @@ pub fn remove(run: &Path) -> Result<()> {
     let processes = fs::read_to_string(run.join("processes")).unwrap_or_default();
     // The last ones first: nodes before what they speak to.
     let processes: Vec<_> = processes.lines().rev().map(str::to_owned).collect();
-    let loops = kernel::loops(&name)?;
+    let mut loops = kernel::loops(&name)?;
+    let nodes = fs::read_dir(run).into_iter().flatten().flatten().map(|entry| entry.path().join("lib"));
+    let recorded: BTreeSet<_> = nodes.flat_map(|lib| kernel::recorded_loops(&lib)).collect();
     for process in processes.iter().filter(|process| is_alive(process)) {
         if let Some(pid) = pid_of(process) {
             // It may have ended by itself in between.
@@ -142,6 +145,8 @@ pub fn remove(run: &Path) -> Result<()> {
     }
     kernel::end_groups(&name)?;
     until("all processes are gone", GONE, || Ok(!processes.iter().any(|process| is_alive(process))))?;
+    // A record may be older than what its device is used for now.
+    loops.extend(kernel::orphaned_loops()?.intersection(&recorded).cloned());
     kernel::detach(&loops)?;
     kernel::remove_all(&name)?;
     fs::remove_dir_all(run).with_context(|| format!("cannot remove {}", run.display()))

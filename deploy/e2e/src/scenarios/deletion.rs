@@ -4,8 +4,8 @@ use super::World;
 use super::world::{GONE, Pod};
 use crate::kube::kubectl::{condition, is_true};
 use crate::kube::torus::{NAME, NAMESPACE};
-use anyhow::{Result, ensure};
-use serde_json::json;
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
 use std::time::Duration;
 
 /// A TorusVolume is deleted while a pod has it mounted.
@@ -48,7 +48,7 @@ pub fn helm_upgrade(world: &mut World) -> Result<()> {
     world.delete_pod("user")
 }
 
-/// Uninstalling is refused while there are volumes, and then done; nothing stays but the definitions. Installs it again.
+/// Uninstalling is refused while there are volumes, and then done; nothing stays but the definitions.
 pub fn helm_uninstall(world: &mut World) -> Result<()> {
     world.claim("kept", "1Gi", &json!({}))?;
     let of = ["pvc", "kept", "-n", world.namespace()];
@@ -60,24 +60,74 @@ pub fn helm_uninstall(world: &mut World) -> Result<()> {
     ensure!(said.contains(volume), "the refusal does not name {volume}: {said}");
     world.kubectl_here(["delete", "pvc", "kept"])?;
     world.kubectl().until_gone(["pv", volume], GONE)?;
-    world.kubectl().run(["delete", "toruscluster", NAME, "-n", NAMESPACE, "--timeout=120s"])?;
+    world.remove_pool()?;
     world.cluster().run_helm(uninstall)?;
-    let left = world.kubectl().run([
-        "get",
-        "all,cm,pdb,role,rolebinding",
-        "-n",
-        NAMESPACE,
-        "-l",
-        "app.kubernetes.io/name=torus",
-        "-o",
-        "name",
-    ])?;
-    ensure!(left.trim().is_empty(), "it is uninstalled, and left behind are: {left}");
+    // Helm does not wait for pods: they end by themselves.
+    let ours = "app.kubernetes.io/name=torus";
+    let of = ["all,cm,pdb,role,rolebinding", "-n", NAMESPACE, "-l", ours];
+    world.kubectl().until_gone(of, GONE).context("it is uninstalled, and something of it is left")?;
     let crds = world.kubectl().run(["get", "crd", "-o", "name"])?;
     ensure!(crds.contains("torusvolumes.torus.storage"), "the definitions are gone, and all objects with them: {crds}");
-    // The disks of the pool before are still there, of another cluster: a fresh one has others.
-    for node in world.cluster().nodes() {
-        node.said("sh", ["-c", "rm -rf /var/lib/torus/data /var/lib/torus/etcd"])?;
+    Ok(())
+}
+
+/// The data plane is gone for good. A namespace with a volume goes all the same, and keeps the data; then the operator's own goes, with what
+/// belongs to it outside, and lets go of the volumes that are left.
+pub fn namespace_deleted(world: &mut World) -> Result<()> {
+    let other = format!("{}-other", world.namespace());
+    world.kubectl().run(["create", "namespace", &other])?;
+    let volume = |namespace: &str, claim: Value| {
+        let volume = json!({
+            "apiVersion": "torus.storage/v1alpha1",
+            "kind": "TorusVolume",
+            "metadata": {"name": "db", "namespace": namespace},
+            "spec": {"size": "64Mi", "claim": claim},
+        });
+        world.kubectl().apply(&volume.to_string())
+    };
+    volume(&other, json!({"name": "db"}))?;
+    volume(world.namespace(), Value::Null)?;
+    for namespace in [other.as_str(), world.namespace()] {
+        let of = ["torusvolume", "db", "-n", namespace];
+        world.kubectl().until(of, "it is ready", GONE, |volume| is_true(volume, "Ready"))?;
     }
-    super::install::install(world)
+    let bound = world.kubectl().json(["get", "pvc", "db", "-n", &other])?;
+    let disk = bound["spec"]["volumeName"].as_str().context("the claim has no volume")?.to_owned();
+    remove_data_plane(world)?;
+    world.kubectl().run(["delete", "namespace", &other, "--wait=false"])?;
+    world.kubectl().until_gone(["namespace", &other], GONE)?;
+    world.say("the namespace of a volume is gone");
+    // Whatever still knows of the data outside of it is not cleared away by force.
+    if world.kubectl().find(["pv", &disk])?.is_some() {
+        world.kubectl().run(["patch", "pv", &disk, "--type=merge", "-p", r#"{"metadata":{"finalizers":null}}"#])?;
+    }
+    world.kubectl().run(["delete", "namespace", NAMESPACE, "--wait=false"])?;
+    world.kubectl().until_gone(["namespace", NAMESPACE], GONE)?;
+    world.say("the operator's namespace is gone");
+    let outside = world.kubectl().run(["get", "storageclass,csidriver", "-o", "name"])?;
+    ensure!(!outside.contains("torus"), "left is {outside}");
+    for label in ["torus.storage/storage-agent", "csi.torus.storage/cluster"] {
+        let labelled = world.kubectl().run(["get", "nodes", "-l", label, "-o", "name"])?;
+        ensure!(labelled.trim().is_empty(), "these still have the label {label}: {labelled}");
+    }
+    let kept = world.kubectl().json(["get", "torusvolume", "db", "-n", world.namespace()])?;
+    ensure!(
+        kept["metadata"]["finalizers"].is_null(),
+        "nobody is left who takes away {}",
+        kept["metadata"]["finalizers"]
+    );
+    world.forget_pool()
+}
+
+/// Ends etcd, the agents and the CSI controller for good: the operator is told not to make them again.
+fn remove_data_plane(world: &World) -> Result<()> {
+    let pause = r#"{"spec":{"paused":true}}"#;
+    world.kubectl().run(["patch", "toruscluster", NAME, "-n", NAMESPACE, "--type=merge", "-p", pause])?;
+    let of = ["toruscluster", NAME, "-n", NAMESPACE];
+    world.kubectl().until(of, "it is paused", GONE, |pool| pool["status"]["phase"] == "Paused")?;
+    let ours = "app.kubernetes.io/managed-by=torus-operator";
+    world.kubectl().run(["delete", "sts,ds,deploy", "-n", NAMESPACE, "-l", ours, "--wait=false"])?;
+    world.kubectl().until_gone(["pods", "-n", NAMESPACE, "-l", ours], GONE)?;
+    world.say("etcd, agents and the CSI controller are gone");
+    Ok(())
 }

@@ -1,8 +1,8 @@
 //! What breaks while pods write.
 
-use super::World;
 use super::ledger::{self, Ledger};
 use super::world::{GONE, Pod};
+use super::{Needs, World};
 use crate::kube::kubectl::is_true;
 use crate::kube::node::PAUSE_IMAGE;
 use crate::kube::torus::{NAME, NAMESPACE};
@@ -14,13 +14,23 @@ use std::time::{Duration, Instant};
 /// How long a pod of a dead node may take to run elsewhere.
 const FAILOVER: Duration = Duration::from_secs(60);
 
-/// A node loses its power under a pod that writes.
+/// A node with a storage agent loses its power under a pod that writes.
 pub fn node_death(world: &mut World) -> Result<()> {
+    let mut busy = nodes_of(world, &["csi-controller"])?;
+    busy.push(node_of_leader(world)?);
+    let victim = nodes_of(world, &["agent"])?.into_iter().find(|node| !busy.contains(node));
+    death_of(world, &victim.context("every agent is beside the operator that leads or the CSI controller")?)
+}
+
+/// The node whose operator leads loses its power: nobody is there who would do anything about it, until another one leads.
+pub fn operator_death(world: &mut World) -> Result<()> {
+    let victim = node_of_leader(world)?;
+    death_of(world, &victim)
+}
+
+fn death_of(world: &mut World, victim: &str) -> Result<()> {
     world.claim("data", "1Gi", &json!({}))?;
-    let busy = nodes_of(world, &["operator", "csi-controller"])?;
-    let victim = world.node_names().into_iter().find(|node| !busy.contains(node));
-    let victim = victim.context("every node has the operator or the CSI controller")?;
-    world.apply(&deployment("data", &victim))?;
+    world.apply(&deployment("data", victim))?;
     let of = ["pods", "-n", world.namespace(), "-l", "app=writer"];
     let pods = world.kubectl().until(of, "it runs", GONE, |pods| ready_elsewhere(pods, "").is_some())?;
     let (first, node) = ready_elsewhere(&pods, "").context("no pod")?;
@@ -28,24 +38,26 @@ pub fn node_death(world: &mut World) -> Result<()> {
     let ledger = Ledger::start(world, &first)?;
     ledger.until_further(50, GONE)?;
     let begun = Instant::now();
-    world.cluster_mut().power_off(&victim)?;
+    world.cluster_mut().power_off(victim)?;
     let told = ledger.end()?;
     world.say(&format!("{victim} is dead; {told} was written last"));
     let of = ["pods", "-n", world.namespace(), "-l", "app=writer"];
     let pods =
-        world.kubectl().until(of, "it runs elsewhere", FAILOVER * 3, |pods| ready_elsewhere(pods, &victim).is_some());
+        world.kubectl().until(of, "it runs elsewhere", FAILOVER * 3, |pods| ready_elsewhere(pods, victim).is_some());
     let took = begun.elapsed();
-    let (second, node) = ready_elsewhere(&pods?, &victim).context("no pod")?;
+    let (second, node) = ready_elsewhere(&pods?, victim).context("no pod")?;
     world.say(&format!("it runs on {node} after {:.1} s", took.as_secs_f64()));
     ledger::check(world, &second, told)?;
     let events = world.kubectl().run(["get", "events", "-A"])?;
     for reason in ["NodeDead", "Fenced", "NodeOutOfService"] {
         ensure!(events.contains(reason), "no event {reason} tells of it:\n{events}");
     }
-    world.cluster_mut().power_on(&victim)?;
+    world.cluster_mut().power_on(victim)?;
     let has_no_taint = |node: &Value| !node["spec"]["taints"].to_string().contains("out-of-service");
-    world.kubectl().until(["node", &victim], "the taint is gone", GONE, has_no_taint)?;
-    world.until_usable()?;
+    world.kubectl().until(["node", victim], "the taint is gone", GONE, has_no_taint)?;
+    world.prepare(Needs::Pool)?;
+    let of = ["toruscluster", NAME, "-n", NAMESPACE];
+    world.kubectl().until(of, "all data has all of its copies", GONE, |pool| is_true(pool, "Healthy"))?;
     ensure!(took <= FAILOVER, "it took {:.1} s until the pod ran elsewhere", took.as_secs_f64());
     Ok(())
 }
@@ -96,6 +108,14 @@ fn nodes_of(world: &World, components: &[&str]) -> Result<Vec<String>> {
     let pods = world.kubectl().json(["get", "pods", "-n", NAMESPACE, "-l", &selector])?;
     let nodes = pods["items"].as_array().into_iter().flatten().map(|pod| pod["spec"]["nodeName"].as_str());
     Ok(nodes.flatten().map(str::to_owned).collect())
+}
+
+/// The node of the operator that leads.
+fn node_of_leader(world: &World) -> Result<String> {
+    let lease = world.kubectl().json(["get", "lease", "torus-operator", "-n", NAMESPACE])?;
+    let holder = lease["spec"]["holderIdentity"].as_str().context("no operator leads")?;
+    let pod = world.kubectl().json(["get", "pod", holder, "-n", NAMESPACE])?;
+    pod["spec"]["nodeName"].as_str().map(str::to_owned).context("the operator that leads is nowhere")
 }
 
 /// The agent that attaches a pod's volume is deleted while the pod writes.

@@ -3,6 +3,7 @@
 use super::diagnostics;
 use super::world::World;
 use super::{ALL, Scenario};
+use crate::kube::residue::Residue;
 use crate::kube::{Cluster, Options as ClusterOptions, Progress, run::Run};
 use anyhow::{Context, Result, bail};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -32,6 +33,22 @@ pub struct Outcome {
     pub failed: u64,
 }
 
+impl Outcome {
+    /// Counts what came of a check beside the scenarios, and tells.
+    fn count(&mut self, name: &str, result: Result<()>) {
+        match result {
+            Ok(()) => {
+                self.passed += 1;
+                println!("test {name} ... ok");
+            }
+            Err(error) => {
+                self.failed += 1;
+                println!("test {name} ... FAILED\n{error:#}");
+            }
+        }
+    }
+}
+
 /// Brings up a cluster and runs the scenarios. The last line printed is a count as cargo's test harness has it.
 ///
 /// # Errors
@@ -39,13 +56,13 @@ pub struct Outcome {
 pub fn run(options: &Options) -> Result<Outcome> {
     let chosen = choose(&options.only)?;
     let started = Instant::now();
+    let residue = Residue::before()?;
     println!("\nrunning {} scenarios", chosen.len());
     let cluster = Cluster::start(&options.cluster, Progress::default())?;
     end_in_order(cluster.run());
     let mut world = World::new(cluster);
     let mut outcome = Outcome::default();
-    let needs_install = chosen.first().is_none_or(|scenario| scenario.name != ALL[0].name);
-    let mut usable = if needs_install { prepare(&mut world, options) } else { Ok(()) };
+    let mut usable = Ok(());
     for scenario in &chosen {
         let begun = Instant::now();
         let result = match &usable {
@@ -65,17 +82,19 @@ pub fn run(options: &Options) -> Result<Outcome> {
                 if usable.is_ok() {
                     collect(&world, options, scenario.name);
                     world.end_scenario_after_failure();
-                    usable = world.until_usable().context("the pool is not ready after an earlier failure");
+                    usable = world.until_nodes_are_ready().context("nodes are not ready after an earlier failure");
                 }
             }
         }
     }
-    let word = if outcome.failed == 0 { "ok" } else { "FAILED" };
     if options.keep && outcome.failed > 0 {
         println!("kept: {}", world.leave()?.display());
     } else {
+        let directory = world.cluster().run().directory().to_path_buf();
         drop(world);
+        outcome.count("nothing-left", residue.check(&directory));
     }
+    let word = if outcome.failed == 0 { "ok" } else { "FAILED" };
     println!(
         "\ntest result: {word}. {} passed; {} failed; 0 ignored; 0 measured; {} filtered out; finished in {:.2}s",
         outcome.passed,
@@ -86,18 +105,10 @@ pub fn run(options: &Options) -> Result<Outcome> {
     Ok(outcome)
 }
 
-/// Installs Torus for scenarios that are run without the one that does.
-fn prepare(world: &mut World, options: &Options) -> Result<()> {
-    let prepared = (ALL[0].run)(world).context("Torus could not be installed");
-    if prepared.is_err() {
-        collect(world, options, ALL[0].name);
-    }
-    prepared
-}
-
 /// One scenario, in a namespace of its own; a panic in it is its failure.
 fn attempt(world: &mut World, scenario: &Scenario) -> Result<()> {
     println!("test {}: {}", scenario.name, scenario.about);
+    world.prepare(scenario.needs).context("what it needs could not be made")?;
     world.begin_scenario(scenario.name)?;
     let run = AssertUnwindSafe(|| (scenario.run)(world));
     match catch_unwind(run) {

@@ -1,5 +1,6 @@
 //! What scenarios act on, and the words in which they are written.
 
+use super::Needs;
 use crate::kube::kubectl::is_true;
 use crate::kube::node::PAUSE_IMAGE;
 use crate::kube::torus::{NAME, NAMESPACE};
@@ -268,12 +269,46 @@ impl World {
         }
     }
 
-    /// Waits until all nodes and the pool are ready.
-    pub(super) fn until_usable(&self) -> Result<()> {
-        for node in self.node_names() {
-            self.kubectl().until(["node", &node], "it is ready", POD, |node| is_true(node, "Ready"))?;
+    /// Waits until all nodes are ready.
+    pub(super) fn until_nodes_are_ready(&self) -> Result<()> {
+        self.node_names().iter().try_for_each(|node| {
+            self.kubectl().until(["node", node], "it is ready", POD, |node| is_true(node, "Ready")).map(drop)
+        })
+    }
+
+    /// Makes what is not there of what a scenario needs.
+    pub(super) fn prepare(&self, needs: Needs) -> Result<()> {
+        if needs == Needs::Nodes {
+            return Ok(());
         }
-        self.cluster.until_pool_is_ready().map(drop)
+        if self.kubectl().find(["deployment", "torus-operator", "-n", NAMESPACE])?.is_none() {
+            self.cluster.install_chart(&[])?;
+        }
+        if needs == Needs::Chart {
+            return Ok(());
+        }
+        match self.kubectl().find(["toruscluster", NAME, "-n", NAMESPACE])? {
+            Some(_) => self.cluster.until_pool_is_ready().map(drop),
+            None => self.cluster.make_pool(&self.cluster.usual_pool()),
+        }
+    }
+
+    /// Deletes the TorusCluster, if there is one, waits until its pods are gone, and has the nodes forget its data.
+    pub(super) fn remove_pool(&self) -> Result<()> {
+        let pool = ["toruscluster", NAME, "-n", NAMESPACE];
+        self.kubectl().run(["delete", pool[0], pool[1], pool[2], pool[3], "--wait=false", "--ignore-not-found"])?;
+        self.kubectl().until_gone(pool, GONE)?;
+        let ours = "app.kubernetes.io/managed-by=torus-operator";
+        self.kubectl().until_gone(["pods", "-n", NAMESPACE, "-l", ours], GONE)?;
+        self.forget_pool()
+    }
+
+    /// Removes the disks of a pool that is gone: a later one would not take those of another.
+    pub(super) fn forget_pool(&self) -> Result<()> {
+        self.cluster
+            .nodes()
+            .iter()
+            .try_for_each(|node| node.said("rm", ["-rf", "/var/lib/torus/data", "/var/lib/torus/etcd"]).map(drop))
     }
 
     pub(super) fn leave(self) -> Result<PathBuf> {

@@ -4,16 +4,7 @@ use crate::objects::{made, objects};
 use crate::world::{SOON, World, condition, volume, with};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
-
-/// From when it is killed to when the next one is, in milliseconds: 1 to 3 s, by a small generator so that a failure can be repeated.
-struct Pauses(u64);
-
-impl Pauses {
-    fn next(&mut self) -> Duration {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        Duration::from_millis(1000 + (self.0 >> 33) % 2000)
-    }
-}
+use torus_e2e::pauses::Pauses;
 
 /// Runs the operator, and kills it now and then if asked, until `holds`.
 struct Run {
@@ -33,7 +24,7 @@ impl Run {
                 self.world.kill_operator();
                 self.world.start_operator();
                 self.kills += 1;
-                self.next = Instant::now() + pauses.next();
+                self.next = Instant::now() + pauses.draw();
             }
             assert!(
                 begun.elapsed() < SOON * 3,
@@ -58,7 +49,12 @@ fn whole_life(seed: Option<u64>) -> [Value; 3] {
         let made = volume(name, &json!({"size": "8Mi", "claim": {"name": name}}));
         world.kubectl().apply(&made.to_string()).unwrap();
     }
-    let mut run = Run { world, pauses: seed.map(Pauses), next: Instant::now() + Duration::from_secs(1), kills: 0 };
+    let mut run = Run {
+        world,
+        pauses: seed.map(|seed| Pauses::new(seed, 1000, 3000)),
+        next: Instant::now() + Duration::from_secs(1),
+        kills: 0,
+    };
     run.until("the cluster is made in etcd", |world| world.cluster()["status"]["clusterId"].is_string());
     run.world.start_agents(4);
     let is_ready = |world: &World, agents: &str| {
