@@ -81,6 +81,8 @@ const SETTLED: &[&str] = &[
     "fs-group",
     "agent-deleted",
     "rolling-update",
+    "node-death",
+    "operator-death",
     "helm-test",
 ];
 
