@@ -11,13 +11,13 @@
 //! | `lease` | until when this owner may serve reads |
 //! | [`recover`] | taking a volume over: fence, find the end, seal |
 //! | [`remove`] | deleting a whole volume |
+//! | `transactions` | what is written to the metadata store, and under which conditions |
 //! | [`table`], [`peers`], [`calls`] | what is known of extents, agents and requests |
 //!
 //! The log knows nothing of block addresses. Records are opaque to it; the layer above gets them back in order.
 
-#![allow(missing_docs, reason = "the fields of a variant are described by its own line")]
-
 pub mod calls;
+mod effects;
 mod extents;
 mod lease;
 pub mod open;
@@ -28,120 +28,27 @@ pub mod remove;
 mod repair;
 mod room;
 pub mod table;
+mod transactions;
 mod witness;
 pub mod writer;
 
 pub use calls::{Calls, MetaId};
+pub use effects::{Call, Effects, MetaCall, Note, Send};
 pub use peers::{AgentView, Peers};
 pub use room::Room;
 pub use table::Table;
+pub use transactions::LogTxn;
 pub use writer::{Item, Lane, LogEvent, Writer, WriterConfig};
 
-use crate::ids::{AgentId, Blocks, Epoch, ExtentSeq, RpcId, VolumeId};
-use crate::limits::RETRY_PAUSE;
+use crate::ids::{AgentId, Blocks, Epoch, ExtentSeq, VolumeId};
 use crate::meta::docs::AckMode;
-use crate::meta::{Compare, Entry, MetaError, MetaOp, MetaReply, Revision, Txn, Write, keys};
-use crate::peer::{Class, FreeSpace, Request};
+use crate::meta::{Revision, Txn};
+use crate::peer::{Class, FreeSpace};
 use crate::ring::Ring;
 use crate::time::{Duration, Instant};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use witness::Witness;
-
-/// A request on its way to an agent.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Send {
-    /// To whom.
-    pub to: AgentId,
-    /// Its number: comes back with the answer.
-    pub rpc: RpcId,
-    /// What is asked.
-    pub request: Request,
-}
-
-/// Something that a person should be told.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Note {
-    /// An agent stopped answering; writing goes on elsewhere.
-    AgentLost { agent: AgentId },
-    /// An extent was given fewer copies, or less spread, than asked for.
-    Degraded { extent: ExtentSeq },
-    /// A copy of an extent is whole again, or a new one was made.
-    Repaired { extent: ExtentSeq, agent: AgentId },
-    /// A copy's bytes are not what they should be; another copy served.
-    DamagedCopy { extent: ExtentSeq, agent: AgentId },
-    /// No copy of some blocks can be read: their range answers EIO.
-    Unreadable { extent: ExtentSeq, block: Blocks },
-    /// The metadata store refused something.
-    MetadataRefused { reason: String },
-    /// A newer epoch owns the volume: this owner is done.
-    Fenced { epoch: Epoch },
-}
-
-/// What an owner wants done.
-#[derive(Default, Debug)]
-pub struct Effects {
-    /// Requests to agents, to be sent in this order.
-    pub sends: Vec<Send>,
-    /// Requests to the metadata store.
-    pub meta: Vec<(MetaId, MetaOp)>,
-    /// News.
-    pub notes: Vec<Note>,
-}
-
-/// What an agent's answer is for.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Call {
-    /// A slot in an extent.
-    Create { seq: ExtentSeq },
-    /// Frames up to `end`.
-    Append { seq: ExtentSeq, end: Blocks },
-    /// The end of an extent's copy.
-    Seal { seq: ExtentSeq },
-    /// A read lease.
-    Lease,
-    /// A step of repair job `job`.
-    Repair { job: u64 },
-    /// An extent's deletion.
-    Delete { seq: ExtentSeq },
-    /// Something of the layer above, by its own number.
-    Upper(u64),
-}
-
-/// What a metadata answer is for.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum MetaCall {
-    /// A transaction of the log's, to be repeated until its outcome is known.
-    Log(LogTxn, Txn),
-    /// Something of the layer above, by its own number.
-    Upper(u64),
-}
-
-/// The log's transactions. All are conditional on the epoch and on the keys they replace, so that one which is repeated, or
-/// comes late, takes effect once.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum LogTxn {
-    /// Extents enter the log.
-    Register(Vec<ExtentSeq>),
-    /// Extents end.
-    Seal(Vec<ExtentSeq>),
-    /// A repaired extent gets its new ensemble.
-    Members(u64),
-    /// Extents that a checkpoint contains lose their keys.
-    Forget(Vec<ExtentSeq>),
-    /// The store is to vouch for reads.
-    Witness(witness::Asked),
-}
-
-impl LogTxn {
-    fn extents(&self, log: &Log) -> Vec<ExtentSeq> {
-        match self {
-            LogTxn::Register(extents) | LogTxn::Seal(extents) | LogTxn::Forget(extents) => extents.clone(),
-            LogTxn::Members(job) => log.jobs.get(job).map(|job| job.seq).into_iter().collect(),
-            LogTxn::Witness(_) => Vec::new(),
-        }
-    }
-}
 
 /// How a log is set up.
 #[derive(Clone, Debug)]
@@ -411,142 +318,6 @@ impl Log {
         };
         let unsynced = |e: &table::Entry| e.seal().is_some() && e.members.iter().any(|m| !m.synced);
         self.table.iter().filter(|(_, e)| e.live > 0 && (short(e) || unsynced(e))).count()
-    }
-
-    /// A transaction that holds only while this owner's epoch stands, and the keys of `extents` are as this owner left
-    /// them: one that arrives late, after its repetition was committed, changes nothing.
-    #[must_use]
-    pub fn guarded(&self, then: Vec<Write>, extents: &[ExtentSeq]) -> Txn {
-        let epoch = keys::volume_epoch(self.config.volume);
-        let mut when = vec![Compare::Holds(epoch, self.epoch_doc.clone())];
-        when.extend(extents.iter().map(|&seq| {
-            let key = keys::extent(self.config.volume, seq);
-            match self.table.get(seq).and_then(|entry| entry.key) {
-                Some(revision) => Compare::Unchanged(key, revision),
-                None => Compare::Absent(key),
-            }
-        }));
-        Txn { when, then }
-    }
-
-    /// The transaction that registers `extents`. It holds only under the HEAD in force: a key is deleted no earlier than
-    /// under the next one, so a registration that comes late brings none back.
-    fn registration(&mut self, puts: Vec<Write>, extents: &[ExtentSeq]) -> Txn {
-        let mut txn = self.guarded(puts, extents);
-        txn.then.extend(self.witness.registering(self.config.volume));
-        let key = keys::volume_head(self.config.volume);
-        txn.when.push(match self.head {
-            Some(revision) => Compare::Unchanged(key, revision),
-            None => Compare::Absent(key),
-        });
-        txn
-    }
-
-    fn transact(&mut self, what: LogTxn, txn: Txn, out: &mut Effects) {
-        self.calls.ask(MetaOp::Txn(txn.clone()), MetaCall::Log(what, txn), out);
-    }
-
-    /// A transaction of the log's is answered, or the listing that tells what became of it.
-    pub fn on_meta(
-        &mut self,
-        now: Instant,
-        what: LogTxn,
-        txn: Txn,
-        result: Result<MetaReply, MetaError>,
-        out: &mut Effects,
-    ) {
-        match result {
-            Ok(MetaReply::Committed(revision)) => self.on_committed(now, what, &|_| revision, out),
-            Ok(MetaReply::Listed(entries, _)) => self.on_listed(now, what, &txn, &entries, out),
-            Ok(_) => {
-                // Another owner, or an earlier attempt of this very transaction.
-                let op = MetaOp::List(keys::volume(self.config.volume));
-                self.calls.ask(op, MetaCall::Log(what, txn), out);
-            }
-            Err(error) => {
-                if let MetaError::Refused(reason) = error {
-                    out.notes.push(Note::MetadataRefused { reason });
-                }
-                self.retries.push((now + RETRY_PAUSE, what, txn));
-            }
-        }
-    }
-
-    /// What the store holds after a transaction met a conflict.
-    fn on_listed(&mut self, now: Instant, what: LogTxn, txn: &Txn, entries: &[Entry], out: &mut Effects) {
-        let find = |key: &str| entries.iter().find(|e| e.key == key);
-        let epoch = find(&keys::volume_epoch(self.config.volume));
-        if epoch.is_none_or(|e| e.value != self.epoch_doc) {
-            return self.fence(self.writer.epoch().next(), out);
-        }
-        let stands = |write: &Write| match write {
-            Write::Put { key, value, .. } => find(key).is_some_and(|e| e.value == *value),
-            // A witness that was asked for before came later.
-            Write::Delete(key) => find(key).is_none() || *key == keys::volume_witness(self.config.volume),
-        };
-        if txn.then.iter().all(stands) {
-            let revision = |seq| find(&keys::extent(self.config.volume, seq)).map_or(Revision(0), |e| e.modified);
-            let found: BTreeMap<ExtentSeq, Revision> =
-                what.extents(self).into_iter().map(|s| (s, revision(s))).collect();
-            return self.on_committed(now, what, &|seq| found.get(&seq).copied().unwrap_or_default(), out);
-        }
-        let put = |write: &Write| match write {
-            Write::Put { key, .. } => Some(key.clone()),
-            Write::Delete(_) => None,
-        };
-        match what {
-            // A key was deleted, or written, between: what was planned on it is planned again.
-            LogTxn::Members(job) => self.abandon(job),
-            LogTxn::Forget(_) => {}
-            LogTxn::Witness(_) => self.ask_witness(now, out),
-            // HEAD has moved on: the same again, under the new one. The old attempt can no longer succeed.
-            LogTxn::Register(extents) if txn.then.iter().filter_map(put).all(|key| find(&key).is_none()) => {
-                let puts = txn.then.iter().filter(|write| put(write).is_some()).cloned().collect();
-                let txn = self.registration(puts, &extents);
-                let held = find(&keys::volume_head(self.config.volume)).map(|e| e.modified);
-                if held == self.head {
-                    self.transact(LogTxn::Register(extents), txn, out);
-                } else {
-                    // The swap's own answer is on its way.
-                    self.retries.push((now + RETRY_PAUSE, LogTxn::Register(extents), txn));
-                }
-            }
-            LogTxn::Register(_) | LogTxn::Seal(_) => {
-                let reason = "keys of this volume's extents were changed by somebody else".into();
-                out.notes.push(Note::MetadataRefused { reason });
-                self.fence(self.writer.epoch().next(), out);
-            }
-        }
-    }
-
-    fn on_committed(&mut self, now: Instant, what: LogTxn, at: &dyn Fn(ExtentSeq) -> Revision, out: &mut Effects) {
-        match what {
-            LogTxn::Register(extents) => {
-                for seq in extents {
-                    self.on_registered(now, &[seq], at(seq), out);
-                }
-            }
-            LogTxn::Seal(extents) => {
-                for seq in extents {
-                    self.on_sealed(now, &[seq], at(seq), out);
-                }
-            }
-            LogTxn::Witness(asked) => self.on_witnessed(asked),
-            LogTxn::Members(job) => {
-                let revision = self.jobs.get(&job).map_or(Revision(0), |job| at(job.seq));
-                self.on_new_members(now, job, revision, out);
-            }
-            LogTxn::Forget(extents) => {
-                for seq in extents {
-                    if let Some(entry) = self.table.get_mut(seq) {
-                        entry.key = None;
-                    }
-                    if let Some(due) = self.dead.get_mut(&seq) {
-                        *due = now;
-                    }
-                }
-            }
-        }
     }
 
     /// An agent's answer to one of the log's own requests; answers of the layer above never come here.
