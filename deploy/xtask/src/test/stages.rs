@@ -53,7 +53,7 @@ fn simulated(options: &Options) -> Result<Outcome> {
     Ok(Outcome::Checked(clean))
 }
 
-/// What shows that the simulator bites: each defect is given to the cores until a seed fails by it.
+/// What shows that the simulator bites: each defect is given to the cores until the checker of what it breaks sees it first.
 fn mutated(_: &Options) -> Result<Outcome> {
     Ok(Outcome::Checked(sim::simulate(&["--mutations"])?))
 }
