@@ -1,9 +1,14 @@
 use super::*;
+use tonic::Request;
 use torus_agent::metadata::{Embedded, init_cluster, register_node};
 use torus_core::meta::docs::NodeDoc;
-use torus_proto::csi::VolumeCapability;
+use torus_proto::csi::controller_server::Controller as _;
 use torus_proto::csi::volume_capability::access_mode::Mode;
 use torus_proto::csi::volume_capability::{AccessMode, AccessType, BlockVolume};
+use torus_proto::csi::{
+    CapacityRange, ControllerGetVolumeRequest, ControllerUnpublishVolumeRequest, DeleteVolumeRequest,
+    TopologyRequirement, VolumeCapability,
+};
 
 async fn controller() -> Controller {
     let store = Embedded::in_memory();
