@@ -3,7 +3,7 @@
 //! Attaching needs root, FUSE and loop devices, or kernel NBD: [`Host::impossible`] says what is missing.
 
 use crate::binaries;
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Options};
 use crate::flexvolume::Driver;
 use crate::process::Process;
 use anyhow::{Context, Result, bail, ensure};
@@ -19,6 +19,37 @@ const READY: Duration = Duration::from_secs(60);
 const STOP: Duration = Duration::from_secs(90);
 /// What Kubernetes calls the host.
 pub const NAME: &str = "host-1";
+
+/// A small cluster and one host with a FlexVolume driver: what tests of attaching and mounting begin with.
+pub struct Bed {
+    /// The driver, as the host's agent has installed it.
+    pub driver: Driver,
+    /// The host.
+    pub host: Host,
+    /// Two agents with storage. Dropped last: the others live in its directory.
+    pub cluster: Cluster,
+}
+
+impl Bed {
+    /// Starts it; `None`, having said why, where no volume can be attached.
+    pub fn start() -> Result<Option<Self>> {
+        if let Some(why) = Host::impossible() {
+            eprintln!("skipped: {why}");
+            return Ok(None);
+        }
+        let options = Options {
+            agents: 2,
+            disk_size: "2GiB".into(),
+            extent_size: "4MiB".into(),
+            agent_flags: ["--fill", "reserve", "--buffered-io"].map(str::to_owned).into(),
+            profile: "dev".into(),
+            ..Options::default()
+        };
+        let cluster = Cluster::start(options)?;
+        let host = Host::start(&cluster)?;
+        Ok(Some(Self { driver: host.driver(), host, cluster }))
+    }
+}
 
 /// The host. Dropped: its processes are killed, what they mounted is unmounted, and their devices are removed.
 pub struct Host {

@@ -8,36 +8,10 @@ use std::fs;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use torus_e2e::cluster::{Cluster, Options};
-use torus_e2e::flexvolume::Driver;
-use torus_e2e::node::{Host, NAME};
+use torus_e2e::node::{Bed, NAME};
 
 /// The longest argument that Linux passes to a program, its end included.
 const ARGUMENT_BYTES_MAX: usize = 128 << 10;
-
-struct Bed {
-    driver: Driver,
-    host: Host,
-    cluster: Cluster,
-}
-
-fn bed() -> Result<Option<Bed>> {
-    if let Some(why) = Host::impossible() {
-        eprintln!("skipped: {why}");
-        return Ok(None);
-    }
-    let options = Options {
-        agents: 2,
-        disk_size: "2GiB".into(),
-        extent_size: "4MiB".into(),
-        agent_flags: ["--fill", "reserve", "--buffered-io"].map(str::to_owned).into(),
-        profile: "dev".into(),
-        ..Options::default()
-    };
-    let cluster = Cluster::start(options)?;
-    let host = Host::start(&cluster)?;
-    Ok(Some(Bed { driver: host.driver(), host, cluster }))
-}
 
 fn text(path: &Path) -> &str {
     path.to_str().expect("test directories have plain names")
@@ -45,7 +19,7 @@ fn text(path: &Path) -> &str {
 
 #[test]
 fn a_pod_of_an_old_kubelet_and_one_of_a_current_one() -> Result<()> {
-    let Some(Bed { driver, mut host, cluster }) = bed()? else { return Ok(()) };
+    let Some(Bed { driver, mut host, cluster }) = Bed::start()? else { return Ok(()) };
     is_static(driver.program())?;
     let doctor = host.torusctl().args(["flex", "doctor", "--flexvolume-dir"]).arg(host.path("flexvolume")).output()?;
     let said = String::from_utf8_lossy(&doctor.stdout).into_owned();
@@ -146,7 +120,7 @@ fn is_static(program: &Path) -> Result<()> {
 
 #[test]
 fn whatever_it_is_called_with_it_answers_json_and_touches_nothing() -> Result<()> {
-    let Some(Bed { driver, host, cluster }) = bed()? else { return Ok(()) };
+    let Some(Bed { driver, host, cluster }) = Bed::start()? else { return Ok(()) };
     cluster.torusctl(["volume", "create", "v", "64MiB"])?;
     let kubelet = host.path("kubelet");
     let outside = host.path("outside");

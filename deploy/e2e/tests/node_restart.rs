@@ -9,11 +9,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
-use torus_e2e::cluster::{Cluster, Options};
 use torus_e2e::flexvolume::Driver;
 use torus_e2e::load::fsx::Fsx;
 use torus_e2e::load::{LoadError, Random, fsstress};
-use torus_e2e::node::Host;
+use torus_e2e::node::Bed;
 use torus_e2e::process::until;
 
 /// For how long there is load before, and after, an agent goes.
@@ -23,79 +22,51 @@ const NOTICED: Duration = Duration::from_secs(60);
 /// How long a new agent may take until a device works again.
 const BACK: Duration = Duration::from_secs(60);
 
-struct Bed {
-    driver: Driver,
-    host: Host,
-    // Dropped last: the others live in its directory.
-    cluster: Cluster,
+/// Makes a volume and mounts it as a kubelet has it done.
+fn mount(bed: &Bed, volume: &str, kind: &str) -> Result<PathBuf> {
+    bed.cluster.torusctl(["volume", "create", volume, "512MiB"])?;
+    let directory = bed.host.path("kubelet").join(volume);
+    bed.driver.mount(&directory, volume, kind)?;
+    Ok(directory)
 }
 
-impl Bed {
-    fn new() -> Result<Option<Self>> {
-        if let Some(why) = Host::impossible() {
-            eprintln!("skipped: {why}");
-            return Ok(None);
-        }
-        let options = Options {
-            agents: 2,
-            disk_size: "2GiB".into(),
-            extent_size: "4MiB".into(),
-            agent_flags: ["--fill", "reserve", "--buffered-io"].map(str::to_owned).into(),
-            profile: "dev".into(),
-            ..Options::default()
-        };
-        let cluster = Cluster::start(options)?;
-        let host = Host::start(&cluster)?;
-        let driver = host.driver();
-        Ok(Some(Self { driver, host, cluster }))
-    }
+fn unmount(bed: &Bed, volume: &str) -> Result<()> {
+    bed.driver.unmount(&bed.host.path("kubelet").join(volume))
+}
 
-    /// Makes a volume and mounts it as a kubelet has it done.
-    fn mount(&self, volume: &str, kind: &str) -> Result<PathBuf> {
-        self.cluster.torusctl(["volume", "create", volume, "512MiB"])?;
-        let directory = self.host.path("kubelet").join(volume);
-        self.driver.mount(&directory, volume, kind)?;
-        Ok(directory)
-    }
+/// Makes a call, kills the agent at some moment of it, and makes it again until it is done.
+fn interrupted(bed: &mut Bed, random: &mut Random, call: impl Fn(&Driver) -> Result<()> + Sync) -> Result<()> {
+    let driver = bed.driver.clone();
+    let after = Duration::from_millis(random.below(700));
+    let first = std::thread::scope(|scope| {
+        let calling = scope.spawn(|| call(&driver));
+        std::thread::sleep(after);
+        let killed = bed.host.kill_agent();
+        let ended = calling.join().unwrap_or_else(|_| bail!("the call panicked"));
+        killed.map(|()| ended)
+    })?;
+    let waited = Instant::now();
+    bed.host.start_agent()?;
+    let mut last = None;
+    until("a call that was interrupted is done", BACK, || {
+        last = call(&bed.driver).err();
+        Ok(last.is_none())
+    })
+    .with_context(|| format!("{last:?}"))?;
+    let cut = if first.is_ok() { "done" } else { "cut off" };
+    println!("{cut} after {after:?}, done again {:?} later", waited.elapsed());
+    Ok(())
+}
 
-    fn unmount(&self, volume: &str) -> Result<()> {
-        self.driver.unmount(&self.host.path("kubelet").join(volume))
-    }
+fn is_abnormal(bed: &Bed, volume: &str) -> Result<bool> {
+    let record = fs::read_to_string(bed.host.path("attached").join(id(bed, volume)?).join("record.json"))?;
+    let record: serde_json::Value = serde_json::from_str(&record)?;
+    Ok(!record["lost"].is_null())
+}
 
-    /// Makes a call, kills the agent at some moment of it, and makes it again until it is done.
-    fn interrupted(&mut self, random: &mut Random, call: impl Fn(&Driver) -> Result<()> + Sync) -> Result<()> {
-        let driver = self.driver.clone();
-        let after = Duration::from_millis(random.below(700));
-        let first = std::thread::scope(|scope| {
-            let calling = scope.spawn(|| call(&driver));
-            std::thread::sleep(after);
-            let killed = self.host.kill_agent();
-            let ended = calling.join().unwrap_or_else(|_| bail!("the call panicked"));
-            killed.map(|()| ended)
-        })?;
-        let waited = Instant::now();
-        self.host.start_agent()?;
-        let mut last = None;
-        until("a call that was interrupted is done", BACK, || {
-            last = call(&self.driver).err();
-            Ok(last.is_none())
-        })
-        .with_context(|| format!("{last:?}"))?;
-        let cut = if first.is_ok() { "done" } else { "cut off" };
-        println!("{cut} after {after:?}, done again {:?} later", waited.elapsed());
-        Ok(())
-    }
-
-    fn is_abnormal(&self, volume: &str) -> Result<bool> {
-        let record = fs::read_to_string(self.host.path("attached").join(self.id(volume)?).join("record.json"))?;
-        let record: serde_json::Value = serde_json::from_str(&record)?;
-        Ok(!record["lost"].is_null())
-    }
-
-    fn id(&self, volume: &str) -> Result<String> {
-        let info = self.cluster.torusctl_json(["volume", "info", volume])?;
-        Ok(info["id"].as_str().context("a volume has an id")?.to_owned())
-    }
+fn id(bed: &Bed, volume: &str) -> Result<String> {
+    let info = bed.cluster.torusctl_json(["volume", "info", volume])?;
+    Ok(info["id"].as_str().context("a volume has an id")?.to_owned())
 }
 
 fn load(fsx: &mut Fsx) -> Result<Duration> {
@@ -111,10 +82,10 @@ fn load(fsx: &mut Fsx) -> Result<Duration> {
 
 #[test]
 fn an_agent_is_replaced_and_nobody_sees_an_error() -> Result<()> {
-    let Some(mut bed) = Bed::new()? else { return Ok(()) };
+    let Some(mut bed) = Bed::start()? else { return Ok(()) };
     bed.host.start_holder(300)?;
     for kind in ["ext4", "xfs"] {
-        let mount = bed.mount(kind, kind)?;
+        let mount = mount(&bed, kind, kind)?;
         let stress = fsstress::start(&mount, 2, 1)?;
         let mut fsx = Fsx::create(&mount.join("fsx"), 7)?;
         load(&mut fsx)?;
@@ -134,36 +105,36 @@ fn an_agent_is_replaced_and_nobody_sees_an_error() -> Result<()> {
             tree.check()?;
         }
         fsx.close();
-        ensure!(!bed.is_abnormal(kind)?, "the volume's record says that it was lost");
-        bed.unmount(kind)?;
+        ensure!(!is_abnormal(&bed, kind)?, "the volume's record says that it was lost");
+        unmount(&bed, kind)?;
         // From the disks of the agents, and not from the kernel's memory.
         bed.driver.mount(&mount, kind, kind)?;
         fsx.check()?;
-        bed.unmount(kind)?;
+        unmount(&bed, kind)?;
     }
     bed.host.must_be_bare()
 }
 
 #[test]
 fn a_volume_that_grows_while_no_agent_runs_has_grown_afterwards() -> Result<()> {
-    let Some(mut bed) = Bed::new()? else { return Ok(()) };
+    let Some(mut bed) = Bed::start()? else { return Ok(()) };
     bed.host.start_holder(300)?;
-    let mount = bed.mount("grows", "xfs")?;
+    let mount = mount(&bed, "grows", "xfs")?;
     let blocks = || -> Result<u64> { Ok(nix::sys::statvfs::statvfs(&mount)?.blocks()) };
     let before = blocks()?;
     bed.host.kill_agent()?;
     bed.cluster.torusctl(["volume", "resize", "grows", "1GiB"])?;
     bed.host.start_agent()?;
     until("the filesystem has grown", BACK, || Ok(blocks()? > before * 3 / 2))?;
-    bed.unmount("grows")?;
+    unmount(&bed, "grows")?;
     bed.host.must_be_bare()
 }
 
 #[test]
 fn a_holder_is_replaced_before_the_agent_is() -> Result<()> {
-    let Some(mut bed) = Bed::new()? else { return Ok(()) };
+    let Some(mut bed) = Bed::start()? else { return Ok(()) };
     // One that comes after the volume was mounted.
-    let mount = bed.mount("late", "ext4")?;
+    let mount = mount(&bed, "late", "ext4")?;
     bed.host.start_holder(300)?;
     let held = |bed: &Bed| -> Result<usize> {
         let holder = bed.host.holder.as_ref().context("there is a holder")?;
@@ -181,7 +152,7 @@ fn a_holder_is_replaced_before_the_agent_is() -> Result<()> {
     load(&mut fsx)?;
     fsx.check()?;
     fsx.close();
-    bed.unmount("late")?;
+    unmount(&bed, "late")?;
     bed.host.must_be_bare()
 }
 
@@ -189,7 +160,7 @@ fn a_holder_is_replaced_before_the_agent_is() -> Result<()> {
 /// undone, by the next agent.
 #[test]
 fn an_agent_is_killed_at_any_moment() -> Result<()> {
-    let Some(mut bed) = Bed::new()? else { return Ok(()) };
+    let Some(mut bed) = Bed::start()? else { return Ok(()) };
     bed.host.start_holder(300)?;
     let mut random = Random(3);
     for round in 0..8 {
@@ -199,9 +170,9 @@ fn an_agent_is_killed_at_any_moment() -> Result<()> {
         let directory = bed.host.path("kubelet").join(&volume);
         let mount = |driver: &Driver| driver.mount(&directory, &volume, "ext4");
         let unmount = |driver: &Driver| driver.unmount(&directory);
-        bed.interrupted(&mut random, mount)?;
+        interrupted(&mut bed, &mut random, mount)?;
         fs::write(directory.join("file"), &volume)?;
-        bed.interrupted(&mut random, unmount)?;
+        interrupted(&mut bed, &mut random, unmount)?;
         bed.host.must_be_bare()?;
         bed.driver.mount(&directory, &volume, "ext4")?;
         ensure!(fs::read(directory.join("file"))? == volume.as_bytes(), "the file is not there");
@@ -213,9 +184,9 @@ fn an_agent_is_killed_at_any_moment() -> Result<()> {
 
 #[test]
 fn nobody_waits_for_ever_for_an_agent_that_does_not_come() -> Result<()> {
-    let Some(mut bed) = Bed::new()? else { return Ok(()) };
+    let Some(mut bed) = Bed::start()? else { return Ok(()) };
     bed.host.start_holder(3)?;
-    let mount = bed.mount("dead", "ext4")?;
+    let mount = mount(&bed, "dead", "ext4")?;
     let mut fsx = Fsx::create(&mount.join("fsx"), 7)?;
     load(&mut fsx)?;
     let killed = Instant::now();
@@ -228,8 +199,8 @@ fn nobody_waits_for_ever_for_an_agent_that_does_not_come() -> Result<()> {
 
 #[test]
 fn without_a_holder_there_are_errors_and_the_next_agent_mends_it() -> Result<()> {
-    let Some(mut bed) = Bed::new()? else { return Ok(()) };
-    let mount = bed.mount("alone", "xfs")?;
+    let Some(mut bed) = Bed::start()? else { return Ok(()) };
+    let mount = mount(&bed, "alone", "xfs")?;
     let mut fsx = Fsx::create(&mount.join("fsx"), 7)?;
     load(&mut fsx)?;
     let killed = Instant::now();
@@ -241,9 +212,9 @@ fn without_a_holder_there_are_errors_and_the_next_agent_mends_it() -> Result<()>
 
 #[test]
 fn agent_and_holder_die_together() -> Result<()> {
-    let Some(mut bed) = Bed::new()? else { return Ok(()) };
+    let Some(mut bed) = Bed::start()? else { return Ok(()) };
     bed.host.start_holder(300)?;
-    let mount = bed.mount("both", "ext4")?;
+    let mount = mount(&bed, "both", "ext4")?;
     let mut fsx = Fsx::create(&mount.join("fsx"), 7)?;
     load(&mut fsx)?;
     let killed = Instant::now();
@@ -275,10 +246,10 @@ fn comes_back(bed: &mut Bed, mount: &Path, volume: &str, fsx: &Fsx) -> Result<()
     ensure!(bytes > 0, "nothing was synced: the load is too short to say anything");
     println!("{bytes} synced bytes are as they were, {:?} after the next agent began", waited.elapsed());
     fs::write(mount.join("more"), b"written afterwards")?;
-    bed.unmount(volume)?;
+    unmount(bed, volume)?;
     bed.driver.mount(mount, volume, "")?;
     ensure!(fs::read(mount.join("more"))? == b"written afterwards", "what was written afterwards is not there");
-    bed.unmount(volume)?;
+    unmount(bed, volume)?;
     let left = Command::new("losetup").arg("--list").output()?;
     bed.host.must_be_bare().with_context(|| String::from_utf8_lossy(&left.stdout).into_owned())
 }
