@@ -4,6 +4,7 @@ use super::Source;
 use crate::contract::*;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::path::Path;
 use torus_api::{PodShape, Resources, Toleration};
 
 /// An environment variable from a field of the pod.
@@ -125,7 +126,7 @@ pub fn agent_container(source: &Source<'_>, roles: &str, shape: &PodShape, more:
         // What is mounted there must be seen by the kubelet and by pods.
         shared("kubelet", &source.spec.node_plugin.kubelet_dir),
     ];
-    if let Some(directory) = &source.spec.node_plugin.flex_volume_dir {
+    if let Some(directory) = flex_volume_mount(source) {
         mounts.push(mount("flexvolume", directory));
     }
     mounts.extend(more.mounts);
@@ -224,8 +225,15 @@ pub fn agent_volumes(source: &Source<'_>) -> Vec<Value> {
         host_volume("modules", "/lib/modules", true),
         host_volume("kubelet", &source.spec.node_plugin.kubelet_dir, false),
     ];
-    if let Some(directory) = &source.spec.node_plugin.flex_volume_dir {
+    if let Some(directory) = flex_volume_mount(source) {
         volumes.push(host_volume("flexvolume", directory, true));
     }
     volumes
+}
+
+/// The FlexVolume directory, where it needs a mount of its own. Inside the kubelet's directory it needs none, and must not have one:
+/// mounts that are made there are passed on to the node, and every start of a container would double those of all before.
+fn flex_volume_mount<'a>(source: &'a Source<'_>) -> Option<&'a str> {
+    let plugin = &source.spec.node_plugin;
+    plugin.flex_volume_dir.as_deref().filter(|directory| !Path::new(directory).starts_with(&plugin.kubelet_dir))
 }

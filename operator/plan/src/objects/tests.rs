@@ -34,6 +34,7 @@ fn specs() -> Vec<TorusClusterSpec> {
         json!({
             "storage": {"count": 3, "devices": ["/dev/sdb", "/dev/sdc"], "formatDevices": true},
             "etcd": {"external": {"endpoints": ["https://a:2379", "https://b:2379"], "secret": {"name": "etcd"}}},
+            "nodePlugin": {"flexVolumeDir": "/var/lib/kubelet/volumeplugins"},
         }),
     ]
     .into_iter()
@@ -176,4 +177,25 @@ fn another_setting_is_another_revision() {
     assert_eq!(before, template(&spec));
     spec.etcd.external.as_mut().unwrap().prefix = "/other/".into();
     assert_ne!(before, template(&spec));
+}
+
+/// One that is made inside a mount which passes mounts on to the node would be passed on as well: at every start of the container
+/// again, in each place where the last start has left it.
+#[test]
+fn no_mount_is_inside_one_that_passes_mounts_on() {
+    let mut shared = 0;
+    for object in specs().iter().flat_map(all) {
+        let containers = object.body["spec"]["template"]["spec"]["containers"].as_array().cloned().unwrap_or_default();
+        for container in containers {
+            let mounts = container["volumeMounts"].as_array().cloned().unwrap_or_default();
+            let path = |mount: &Value| std::path::PathBuf::from(mount["mountPath"].as_str().unwrap());
+            for outer in mounts.iter().filter(|mount| mount["mountPropagation"] == "Bidirectional") {
+                shared += 1;
+                let inside =
+                    mounts.iter().find(|mount| path(mount) != path(outer) && path(mount).starts_with(path(outer)));
+                assert!(inside.is_none(), "{}: {} is inside {}", object.key, inside.unwrap(), outer);
+            }
+        }
+    }
+    assert!(shared > 0, "nothing is passed on");
 }
