@@ -46,7 +46,7 @@ impl Profile {
         match seed % 10 {
             _ if kind != Kind::Volume => None,
             8 => Some([Self::Blackouts, Self::Usurpers, Self::Crowded][(seed / 10 % 3) as usize]),
-            3 if seed / 10 % 2 == 0 => Some(Self::Full),
+            3 if (seed / 10).is_multiple_of(2) => Some(Self::Full),
             _ => None,
         }
     }
