@@ -52,23 +52,16 @@ fn at_best(mut free: Vec<u32>, copies: usize) -> u32 {
     (0..copies).map(|i| rest(i) / (copies - i) as u64).min().unwrap_or(0) as u32
 }
 
-/// Extents of `copies` members, or `least` where there are no more, that fit in any case. Most are lost when each goes to the
-/// agents that have the least room; or, where fewer members will do, when none has to. No more than `most` are counted.
+/// Extents of `copies` members, or `least` where there are no more, that fit in any case. Nothing fits any more when fewer than
+/// `least` agents have a slot left: all others are used up, and an extent takes at most one slot of each of them, and `copies` of all
+/// together. The fewest are needed for that where those that are left over had the most. No more than `most` are counted.
 fn at_worst(free: &[u32], copies: usize, least: usize, most: u32) -> u32 {
-    let count = |fullest: bool| {
-        let mut free = free.to_vec();
-        for extents in 0..most {
-            free.retain(|slots| *slots > 0);
-            if free.len() < least {
-                return extents;
-            }
-            free.sort_unstable();
-            let skip = if fullest { free.len().saturating_sub(copies) } else { 0 };
-            free.iter_mut().skip(skip).take(copies).for_each(|slots| *slots -= 1);
-        }
-        most
-    };
-    count(false).min(count(true))
+    let mut free = free.to_vec();
+    free.sort_unstable();
+    let used_up = &free[..free.len().saturating_sub(least - 1)];
+    let slots: u64 = used_up.iter().map(|slots| u64::from(*slots)).sum();
+    let longest = used_up.last().copied().unwrap_or(0);
+    (slots.div_ceil(copies as u64) as u32).max(longest).min(most)
 }
 
 impl Log {
@@ -211,5 +204,8 @@ mod tests {
         assert_eq!(at_worst(&[100, 100], 2, 2, 7), 7);
         assert_eq!(at_worst(&[1, 2, 0], 2, 1, 9), 2);
         assert_eq!(at_worst(&[2, 2, 2], 2, 2, 9), 2);
+        // Three pairs of the smaller ones, and one with what is left of them.
+        assert_eq!(at_worst(&[2, 5, 2, 3], 2, 2, 9), 4);
+        assert_eq!(at_worst(&[4], 2, 2, 9), 0);
     }
 }
