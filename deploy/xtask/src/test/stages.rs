@@ -83,7 +83,12 @@ const SETTLED: &[&str] = &[
     "rolling-update",
     "node-death",
     "operator-death",
+    "deleted-while-mounted",
     "helm-test",
+    "helm-upgrade",
+    "operator-killed",
+    "etcd-external",
+    "namespace-deleted",
 ];
 
 fn kubernetes(_: &Options) -> Result<Outcome> {
