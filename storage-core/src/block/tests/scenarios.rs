@@ -180,6 +180,24 @@ fn a_pool_that_is_really_full_refuses_writes_and_still_reads() {
     w.write(0, 8, 1);
 }
 
+/// What was acknowledged is on the other member, which is away for a moment just when it is to be copied.
+#[test]
+fn a_member_that_is_silent_for_a_moment_is_waited_for_before_one_that_forgot_is_believed() {
+    let mut w = World::new(2, 64, 2, 16 * 1024, AckMode::Durable);
+    w.write(1, 1, 1);
+    w.write(2, 1, 2);
+    w.forget_last_commit(AgentId(2));
+    w.begin_open();
+    // Its answer to that is on its way.
+    w.until(|w| w.owner.state() == VolumeState::Opening("reading the log's tail"));
+    w.kill(AgentId(1));
+    w.idle(READ_LEASE / 4);
+    w.start(AgentId(1));
+    w.finish_open();
+    assert_eq!(w.read(1, 1), content(1, 1, 1));
+    assert_eq!(w.read(2, 1), content(2, 1, 2));
+}
+
 /// Not even a slot for an extent that could grant it a lease.
 #[test]
 fn a_volume_without_any_extent_is_read_and_its_next_owner_waits() {

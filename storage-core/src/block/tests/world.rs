@@ -58,6 +58,8 @@ impl Memory {
 pub struct Agent {
     member: Option<Member>,
     memory: Memory,
+    /// What the blocks of its last commit held before.
+    before: Vec<(u64, Option<Bytes>)>,
     incarnation: u64,
     pub requests: u64,
 }
@@ -114,7 +116,7 @@ impl World {
             for write in format_disk(geometry, disk) {
                 memory.write(write.offset, &write.pieces);
             }
-            world.agents.insert(id, Agent { member: None, memory, incarnation: 0, requests: 0 });
+            world.agents.insert(id, Agent { member: None, memory, before: Vec::new(), incarnation: 0, requests: 0 });
             world.start(id);
         }
         world.open();
@@ -124,6 +126,19 @@ impl World {
     pub fn kill(&mut self, id: AgentId) {
         self.agents.get_mut(&id).unwrap().member = None;
         self.views();
+    }
+
+    /// Its disk has lied: what it committed last, with success, is not there. Found when it starts again.
+    pub fn forget_last_commit(&mut self, id: AgentId) {
+        self.kill(id);
+        let Agent { memory, before, .. } = self.agents.get_mut(&id).unwrap();
+        for (at, block) in before.drain(..) {
+            match block {
+                Some(block) => memory.0.insert(at, block),
+                None => memory.0.remove(&at),
+            };
+        }
+        self.start(id);
     }
 
     pub fn start(&mut self, id: AgentId) {
@@ -156,10 +171,18 @@ impl World {
 
     /// A new owner process: whatever the old one had not finished is gone.
     pub fn open(&mut self) {
+        self.begin_open();
+        self.finish_open();
+    }
+
+    pub fn begin_open(&mut self) {
         self.nonce += 1;
         self.inbox.clear();
         self.owner = Volume::new(config(self.nonce), self.ring.clone());
         self.views();
+    }
+
+    pub fn finish_open(&mut self) {
         self.until(|w| !matches!(w.owner.state(), VolumeState::Opening(_)));
         assert!(matches!(self.owner.state(), VolumeState::Serving(_)), "{:?}", self.owner.state());
     }
@@ -278,7 +301,10 @@ impl World {
             for (disk, op) in ops {
                 let event = match op {
                     DiskOp::Commit { id, writes } => {
+                        agent.before.clear();
                         for write in &writes {
+                            let blocks = (write.offset..write.offset + write.len() as u64).step_by(BLOCK_SIZE);
+                            agent.before.extend(blocks.map(|at| (at, agent.memory.0.get(&at).cloned())));
                             agent.memory.write(write.offset, &write.pieces);
                         }
                         DiskEvent::Committed { id, result: Ok(()) }

@@ -1,8 +1,9 @@
 //! What recovery learns of one extent: who holds how much of it, where it ends, which copies lack something.
 
-use super::FrameInfo;
+use super::{FENCE_GRACE_THIN, FrameInfo};
 use crate::format::Stream;
 use crate::ids::{AgentId, Blocks, ExtentSeq, Vseq};
+use crate::limits::RETRY_PAUSE;
 use crate::log::peers::Peers;
 use crate::meta::Revision;
 use crate::meta::docs::{ExtentDoc, Seal};
@@ -26,6 +27,8 @@ pub(super) struct Extent {
     pub(super) asking: bool,
     pub(super) tried: usize,
     pub(super) retry: Instant,
+    /// Since when a member that was asked has said nothing, while nothing else was learnt either.
+    pub(super) silent: Option<Instant>,
     pub(super) fills: Vec<Filling>,
 }
 
@@ -69,6 +72,7 @@ impl Extent {
             asking: false,
             tried: 0,
             retry: Instant::default(),
+            silent: None,
             fills: Vec::new(),
         }
     }
@@ -142,6 +146,16 @@ impl Extent {
         }
     }
 
+    /// A member that was asked, or a `silent` one, has brought nothing new. Whether those that said nothing have had their time: until
+    /// then silence is no word against what they hold, as it is none when they are fenced.
+    pub(super) fn heard_out(&mut self, now: Instant, silent: bool) -> bool {
+        if silent {
+            self.silent.get_or_insert(now);
+            self.retry = now + RETRY_PAUSE / 4;
+        }
+        self.silent.is_none_or(|at| now.since(at) >= FENCE_GRACE_THIN)
+    }
+
     pub(super) fn filling(&mut self, target: AgentId) -> Option<&mut Filling> {
         self.fills.iter_mut().find(|f| f.target == target)
     }
@@ -191,6 +205,15 @@ mod tests {
         assert!(!extent(&[(1, open(7, true))]).settled());
         assert!(!extent(&[(1, Copy::Unknown)]).settled());
         assert!(!extent(&[(1, open(7, true)), (2, Copy::Unknown)]).settled());
+    }
+
+    #[test]
+    fn who_says_nothing_is_waited_for_before_others_are_believed() {
+        let (mut x, t) = (extent(&[(1, open(7, false)), (2, open(9, false))]), Instant::default());
+        assert!(x.heard_out(t, false), "both have spoken");
+        assert!(!x.heard_out(t, true));
+        assert!(!x.heard_out(t + FENCE_GRACE_THIN / 2, false), "another's word does not end the wait");
+        assert!(x.heard_out(t + FENCE_GRACE_THIN, true));
     }
 
     #[test]

@@ -9,7 +9,8 @@
 //! 1. Every extent that any older owner could have written to is in the listing taken *after* the epoch was raised, because
 //!    registering one is conditional on the epoch.
 //! 2. An open extent ends at the longest valid prefix among the members that answered, of which one must be sound, or all
-//!    must have answered: what was acknowledged is on all members, so it is on that one. A damaged or forgetful member never shortens it (I17).
+//!    must have answered: what was acknowledged is on all members, so it is on that one. A damaged or forgetful member never shortens it (I17),
+//!    nor does the silence of a moment: a member that held more and does not answer is waited for as for its first word.
 //! 3. The log ends before the first missing `vseq`: records after a gap were never acknowledged, as acknowledgements go in
 //!    order. `vseq` increases along an extent, so each is cut at its first record beyond the end.
 //!    A frame carries the highest record that was durable on all members when it was sent (LAC), and a sealed extent holds
@@ -29,7 +30,7 @@ mod types;
 
 pub use types::{Claim, FrameInfo, OpenError, Recovered, RecoveredExtent};
 
-use extent::{Extent, FillStep, sound};
+use extent::{Extent, sound};
 
 use super::calls::{Call as Sent, Calls, MetaId};
 use super::peers::Peers;
@@ -408,14 +409,7 @@ impl Recovery {
             }
             What::Frames(seq) => self.on_frames(now, seq, result),
             What::FillRead(seq, target) => self.on_fill_read(now, seq, target, result, out),
-            What::Fill(seq, target, end) => {
-                if !matches!(result, Ok(Response::Appended { .. })) {
-                    self.shorten(seq, target);
-                } else if let Some(filling) = self.extents.get_mut(&seq).and_then(|x| x.filling(target)) {
-                    filling.at = end;
-                    filling.step = FillStep::Idle;
-                }
-            }
+            What::Fill(seq, target, end) => self.on_filled(now, seq, target, end, &result),
         }
         Ok(())
     }

@@ -4,7 +4,7 @@ use super::extent::{FillStep, sound};
 use super::{FrameInfo, OpenError, Phase, Recovery, What};
 use crate::format::frame::whole_frames;
 use crate::format::{FrameHeader, Pieces, Stream};
-use crate::ids::{AgentId, BLOCK_SIZE, ExtentId, ExtentSeq, Vseq};
+use crate::ids::{AgentId, BLOCK_SIZE, Blocks, ExtentId, ExtentSeq, Vseq};
 use crate::limits::{PEER_WAIT, READ_BLOCKS_MAX, RETRY_PAUSE};
 use crate::log::Effects;
 use crate::mutation::{self, Mutation};
@@ -42,6 +42,7 @@ impl Recovery {
         let volume = self.claim.volume;
         let Some(x) = self.extents.get_mut(&seq) else { return };
         x.asking = false;
+        let silent = result.is_err();
         let before = x.reached();
         if let Ok(Response::Frames { headers, .. }) = result {
             for block in headers {
@@ -60,11 +61,14 @@ impl Recovery {
             // This copy does not have it: ask another.
             x.tried += 1;
             x.retry = now + RETRY_PAUSE / 4;
+            let heard_out = x.heard_out(now, silent);
             // No copy has it: it was not acknowledged if a sound copy ends here, or before.
             let proof = x.answers.values().filter_map(sound).any(|length| length <= before);
-            if x.tried > 8 * x.doc.members.len() && proof {
+            if x.tried > 8 * x.doc.members.len() && proof && heard_out {
                 x.length = before;
             }
+        } else {
+            x.silent = None;
         }
     }
 
@@ -139,7 +143,7 @@ impl Recovery {
         }
         self.short_at = Some(self.answered());
         for x in self.extents.values_mut().filter(|x| x.is_open()) {
-            (x.indexed, x.tried) = (false, 0);
+            (x.indexed, x.tried, x.silent) = (false, 0, None);
             x.frames.clear();
             x.fills.clear();
         }
@@ -150,7 +154,7 @@ impl Recovery {
     /// Makes every open extent whole on every member that answered.
     pub(super) fn fill(&mut self, now: Instant, out: &mut Effects) {
         let volume = self.claim.volume;
-        for x in self.extents.values_mut() {
+        for x in self.extents.values_mut().filter(|x| x.retry <= now) {
             let extent = ExtentId { volume, seq: x.seq };
             let (length, seq) = (x.length, x.seq);
             let sources: Vec<AgentId> = x.sources(&self.peers);
@@ -190,11 +194,12 @@ impl Recovery {
         let at = filling.at;
         let bytes = match result {
             Ok(Response::Data { bytes, .. }) => bytes,
-            _ => {
+            other => {
                 // Another source, if there is one; the copy stays short otherwise, and repair completes it later.
                 filling.step = FillStep::Idle;
                 x.tried += 1;
-                if x.tried > 4 * x.doc.members.len() {
+                let heard_out = x.heard_out(now, other.is_err());
+                if x.tried > 4 * x.doc.members.len() && heard_out {
                     self.shorten(seq, target);
                 }
                 return;
@@ -208,6 +213,27 @@ impl Recovery {
         let bytes = Pieces::from_iter([bytes.slice(..blocks as usize * BLOCK_SIZE)]);
         let request = Request::Fill { extent, epoch: self.epoch, stream: Stream::Log, copy: 0, offset: at, bytes };
         self.calls.send(now, target, request, PEER_WAIT, What::Fill(seq, target, at + blocks), out);
+    }
+
+    pub(super) fn on_filled(
+        &mut self,
+        now: Instant,
+        seq: ExtentSeq,
+        target: AgentId,
+        end: Blocks,
+        result: &Result<Response, Unanswered>,
+    ) {
+        let Some(x) = self.extents.get_mut(&seq) else { return };
+        let taken = matches!(result, Ok(Response::Appended { .. }));
+        if taken {
+            x.silent = None;
+        } else if x.heard_out(now, result.is_err()) {
+            return self.shorten(seq, target);
+        }
+        if let Some(filling) = x.filling(target) {
+            filling.at = if taken { end } else { filling.at };
+            filling.step = FillStep::Idle;
+        }
     }
 
     /// Nobody can give `target` what it lacks, or it does not take it. If its copy is sound, none of that was ever acknowledged: the extent ends
@@ -225,7 +251,7 @@ impl Recovery {
         x.frames.retain(|f| f.end() <= at);
         for x in self.extents.values_mut() {
             x.fills.clear();
-            x.tried = 0;
+            (x.tried, x.silent) = (0, None);
         }
         self.phase = Phase::Index;
     }
