@@ -100,11 +100,11 @@ mod tests {
     use super::*;
     use crate::process::{Process, until};
     use crate::scratch::Scratch;
-    use std::path::PathBuf;
+    use std::path::{Path, PathBuf};
     use std::time::Duration;
 
     const SOON: Duration = Duration::from_secs(20);
-    /// Where [`it_starts_two_and_waits`] writes what it started.
+    /// Set in the process that is to be killed: where [`start_two_and_wait`] writes what it started.
     const TOLD: &str = "TORUS_GUARD_TEST";
 
     fn sleeper(scratch: &Scratch, name: &str) -> Process {
@@ -113,12 +113,16 @@ mod tests {
         Process::start(name, command, scratch.path()).unwrap()
     }
 
+    /// Runs itself in a process of its own, and kills that.
     #[test]
     fn a_killed_test_leaves_only_what_is_to_stay() {
+        if let Some(told) = std::env::var_os(TOLD) {
+            return start_two_and_wait(&PathBuf::from(told));
+        }
         let scratch = Scratch::new("guard-test").unwrap();
         let told = scratch.path().join("told");
         let mut test = Command::new(std::env::current_exe().unwrap());
-        test.args(["--exact", "guard::tests::it_starts_two_and_waits", "--ignored"]).env(TOLD, &told);
+        test.args(["--exact", "guard::tests::a_killed_test_leaves_only_what_is_to_stay"]).env(TOLD, &told);
         let mut test = Process::start("test", test, scratch.path()).unwrap();
         let read = || fs::read_to_string(&told).unwrap_or_default();
         test.until("it has started two", SOON, || Ok(read().ends_with("\n"))).unwrap();
@@ -131,10 +135,7 @@ mod tests {
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(left as i32), nix::sys::signal::SIGKILL).unwrap();
     }
 
-    #[test]
-    #[ignore = "the other half of a_killed_test_leaves_only_what_is_to_stay, which runs it"]
-    fn it_starts_two_and_waits() {
-        let told = PathBuf::from(std::env::var_os(TOLD).unwrap());
+    fn start_two_and_wait(told: &Path) {
         let scratch = Scratch::below(told.parent().unwrap(), "inner").unwrap();
         let (bound, left) = (sleeper(&scratch, "bound"), sleeper(&scratch, "left"));
         let pids = format!("{} {}\n", bound.pid(), left.pid());
