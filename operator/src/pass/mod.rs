@@ -205,13 +205,11 @@ impl Passes {
         self.clusters().into_iter().find(|cluster| cluster.namespace().as_deref() == ours)
     }
 
+    /// Whether the apiserver says so. One that is not there, or cannot be asked for, proves nothing: what is in it would not be there
+    /// either.
     async fn is_namespace_deleting(&self, name: &str) -> bool {
         let api: Api<Namespace> = Api::all(self.client.clone());
-        match api.get_opt(name).await {
-            Ok(Some(found)) => found.metadata.deletion_timestamp.is_some(),
-            Ok(None) => true,
-            Err(_) => false,
-        }
+        matches!(api.get_opt(name).await, Ok(Some(found)) if found.metadata.deletion_timestamp.is_some())
     }
 
     async fn volumes(&self, served: Option<&Served>) {
