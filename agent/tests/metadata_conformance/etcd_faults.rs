@@ -418,10 +418,13 @@ async fn what_is_not_an_etcd_is_said_to_be_none() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let server = tokio::spawn(async move {
+            // What greets waits for an answer: hung up on with bytes that nobody read, the other end might never see the greeting.
+            let mut greeted = Vec::new();
             loop {
                 let (mut client, _) = listener.accept().await.unwrap();
                 if let Some(greeting) = greeting {
                     tokio::io::AsyncWriteExt::write_all(&mut client, greeting).await.unwrap();
+                    greeted.push(client);
                 }
             }
         });
