@@ -155,19 +155,20 @@ impl fmt::Debug for ExtentId {
     }
 }
 
-/// An extent's number inside its volume: the epoch that registered it in the high 40 bits, a count in the low 24.
-/// Two owners can therefore never draw the same one.
+/// An extent's number inside its volume: the epoch that registered it in the high 32 bits, a count in the low 32.
+/// Two owners can therefore never draw the same one. An owner that writes 1 GB/s uses up its numbers in half a year of the
+/// smallest extents, in nine years of those of the default size.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ExtentSeq(pub u64);
 
 impl ExtentSeq {
-    const COUNT_BITS: u32 = 24;
+    const COUNT_BITS: u32 = 32;
 
-    /// The `count`th extent that the owner of `epoch` draws; `None` when that epoch has used up its 16 million.
+    /// The `count`th extent that the owner of `epoch` draws; `None` when that epoch has used up its 4 billion.
     #[must_use]
     pub fn new(epoch: Epoch, count: u64) -> Option<Self> {
-        (count < 1 << Self::COUNT_BITS && epoch.0 < 1 << 40).then_some(Self(epoch.0 << Self::COUNT_BITS | count))
+        (count < 1 << Self::COUNT_BITS && epoch.0 < 1 << 32).then_some(Self(epoch.0 << Self::COUNT_BITS | count))
     }
 
     /// The epoch whose owner drew it.
@@ -220,11 +221,12 @@ mod tests {
 
     #[test]
     fn extent_numbers_of_different_epochs_never_meet() {
-        let a = ExtentSeq::new(Epoch(7), 0xff_ffff).unwrap();
+        let a = ExtentSeq::new(Epoch(7), 0xffff_ffff).unwrap();
         let b = ExtentSeq::new(Epoch(8), 0).unwrap();
         assert!(a < b);
-        assert_eq!((a.epoch(), a.count()), (Epoch(7), 0xff_ffff));
-        assert_eq!(ExtentSeq::new(Epoch(7), 1 << 24), None);
-        assert_eq!(a.to_string(), "7.16777215");
+        assert_eq!((a.epoch(), a.count()), (Epoch(7), 0xffff_ffff));
+        assert_eq!(ExtentSeq::new(Epoch(7), 1 << 32), None);
+        assert_eq!(ExtentSeq::new(Epoch(1 << 32), 0), None);
+        assert_eq!(a.to_string(), "7.4294967295");
     }
 }

@@ -121,7 +121,7 @@ impl Log {
             true => crate::ids::Epoch(1),
             false => self.writer.epoch(),
         };
-        ExtentSeq::new(epoch, self.drawn).expect("an epoch registers fewer than 16 million extents")
+        ExtentSeq::new(epoch, self.drawn).expect("an epoch registers fewer than 4 billion extents")
     }
 
     pub(super) fn on_registered(&mut self, now: Instant, extents: &[ExtentSeq], at: Revision, out: &mut Effects) {

@@ -360,7 +360,10 @@ fn placements_are_frozen() {
             let show = |ids: &[AgentId]| ids.iter().map(|id| id.0.to_string()).collect::<Vec<_>>().join(" ");
             let (key, members) = (Key::from(extent), ring.place(extent, 3, up).members);
             let order: Vec<AgentId> = ring.order(extent).take(6).collect();
-            text += &format!("  {extent} {:016x}: {}; order {}\n", key.hash, show(&members), show(&order));
+            // The text is as old as numbers with a count of 24 bits.
+            let (volume, epoch, count) = (extent.volume, seq >> 24, seq & 0xff_ffff);
+            let members = show(&members);
+            text += &format!("  {volume}/{epoch}.{count} {:016x}: {members}; order {}\n", key.hash, show(&order));
         }
     }
     assert_eq!(text, include_str!("../../testdata/ring-placements.txt"), "a change of placement is a change of format");

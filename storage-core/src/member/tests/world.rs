@@ -291,6 +291,11 @@ pub fn extent(epoch: u64, count: u64) -> ExtentId {
     ExtentId { volume: V, seq: ExtentSeq::new(Epoch(epoch), count).unwrap() }
 }
 
+/// The epoch that drew a number, which in the first image stands above a count of 24 bits.
+fn drew(seq: ExtentSeq) -> Epoch {
+    if seq.epoch() == Epoch(0) { Epoch(seq.0 >> 24) } else { seq.epoch() }
+}
+
 /// The frame that every member has at `offset`: vseqs go with offsets, and the LAC runs five behind.
 pub fn frame(extent: ExtentId, offset: Blocks, payload_blocks: usize) -> Frame {
     let (seed, seq) = (u64::from(offset) * 31 + extent.seq.0, extent.seq);
@@ -301,7 +306,7 @@ pub fn frame(extent: ExtentId, offset: Blocks, payload_blocks: usize) -> Frame {
         extent,
         offset,
         stream: Stream::Log,
-        epoch: seq.epoch(),
+        epoch: drew(seq),
         base: Vseq(base),
         lac: Vseq(base.saturating_sub(5)),
         records: smallvec::smallvec![Record {
@@ -327,7 +332,7 @@ pub fn create(extent: ExtentId, epoch: u64) -> Request {
 
 pub fn append(extent: ExtentId, offset: Blocks, payload_blocks: usize) -> Request {
     let frame = frame(extent, offset, payload_blocks);
-    Request::Append { extent, epoch: extent.seq.epoch(), offset, frame, early: false }
+    Request::Append { extent, epoch: drew(extent.seq), offset, frame, early: false }
 }
 
 pub fn fill(extent: ExtentId, epoch: u64, offset: Blocks, bytes: Vec<u8>) -> Request {
