@@ -13,6 +13,7 @@ pub mod nbd;
 pub mod node;
 pub mod owner;
 pub mod process;
+pub mod serving;
 pub mod storage;
 pub mod tdp;
 pub mod units;

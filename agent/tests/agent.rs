@@ -68,7 +68,7 @@ impl World {
 
     async fn owner(&self, agent: &Agent) -> Owner {
         let cluster = load_cluster(&*self.store).await.unwrap().id;
-        let peers = Peers::new(cluster, Role::Owner, "test".into(), Aligned(BufferPool::new(1 << 20)));
+        let peers = Peers::new(cluster, Role::Owner, "test".into(), Aligned(BufferPool::new(1 << 20)), None);
         peers.set_address(agent.who().agent, Some(agent.who().data.clone()));
         Owner { peers, agent: agent.who().agent, next: 0, events: Vec::new(), run: None }
     }
@@ -87,7 +87,7 @@ struct Owner {
 impl Owner {
     fn send(&mut self, request: &Request) -> RpcId {
         self.next += 1;
-        self.peers.send(self.agent, RpcId(self.next), request);
+        self.peers.send(self.agent, RpcId(self.next), request.clone());
         self.peers.flush();
         RpcId(self.next)
     }
@@ -190,7 +190,7 @@ fn an_extent_lives_from_its_creation_to_its_deletion() {
         assert!(matches!(owner.ask(read(FIRST, 260, 2)).await, Response::Rejected(Rejection::PastEnd { length: 261 })));
         // A second owner fences the first.
         let second = Epoch(2);
-        let fence = Request::Fence { volume: VOLUME, epoch: second, extents: vec![EXTENT.seq, ExtentSeq(2 << 24)] };
+        let fence = Request::Fence { volume: VOLUME, epoch: second, extents: vec![EXTENT.seq, ExtentSeq(2 << 32)] };
         let Response::Fenced { extents, .. } = owner.ask(fence).await else { panic!("fenced") };
         assert!(matches!(extents[0].1, Copy::Open { length: 261, damaged: false, .. }), "{extents:?}");
         assert_eq!(extents[1].1, Copy::Never);

@@ -90,7 +90,7 @@ impl World {
     }
 
     fn control(&self) -> Control {
-        Control { runtime: self.control.handle().clone(), store: Arc::clone(&self.store) }
+        Control::new(self.control.handle().clone(), Arc::clone(&self.store))
     }
 }
 
@@ -202,6 +202,53 @@ fn an_agent_that_dies_and_returns_costs_no_error_and_no_long_stall() {
     // Milliseconds on a quiet machine; a busy one must not fail this, but waits that add up would.
     let longest = load.join().unwrap();
     assert!(longest < Duration::from_secs(5), "stalled for {longest:?}");
+}
+
+/// It is on the agent's own thread, as what `--export` serves is, and it dies as a process with both would.
+#[test]
+fn an_owner_beside_an_agent_needs_no_other_thread_and_loses_nothing_when_both_die() {
+    let mut world = World::new(3);
+    let info = world.volume("v", 4096);
+    let door = world.agents[0].as_ref().unwrap().door();
+    let (control, again) = (Control { door: Some(door.clone()), ..world.control() }, info.clone());
+    let (progress, mut turns) = tokio::sync::watch::channel(0);
+    door.inside(move || async move {
+        let volume = OpenVolume::open(control, &info, OwnerConfig::new()).await.unwrap();
+        for turn in 1.. {
+            for block in 0..20 {
+                write(&volume, block, turn).await.unwrap();
+                check(&volume, block, turn).await;
+            }
+            progress.send_replace(turn);
+        }
+    });
+    let mut goes_on = |world: &World| {
+        let then = *turns.borrow() + 2;
+        world.control.block_on(async {
+            let reached = timeout(Duration::from_secs(30), turns.wait_for(|turn| *turn >= then)).await;
+            *reached.expect("no hang").expect("the owner goes on")
+        })
+    };
+    goes_on(&world);
+    world.kill(1);
+    goes_on(&world);
+    world.start(1);
+    goes_on(&world);
+    let acknowledged = goes_on(&world);
+    world.kill(0);
+    let control = world.control();
+    let force = OwnerConfig { force: true, ..OwnerConfig::new() };
+    data(move || async move {
+        let volume = OpenVolume::open(control, &again, force).await.unwrap();
+        for block in 0..20 {
+            let read = volume.device().read(block * BLOCK, BLOCK_SIZE as u32).await.unwrap().concat();
+            let turn = (acknowledged..acknowledged + 1_000).find(|turn| read == content(block, *turn));
+            assert!(turn.is_some(), "block {block} is older than what was acknowledged");
+        }
+        volume.close().await.unwrap();
+    })
+    .join()
+    .unwrap();
 }
 
 #[test]

@@ -4,10 +4,13 @@
 use clap::CommandFactory as _;
 use std::process::ExitCode;
 use std::sync::Arc;
+use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use torus_agent::node::Attachments;
+use torus_agent::owner::Control;
 use torus_agent::process::args::{Args, RoleArg};
+use torus_agent::process::exports::Exports;
 use torus_agent::process::file::{Unreadable, parse};
 use torus_agent::process::node::{self, NodePart};
 use torus_agent::process::{Agent, RunError, StartError, exit_code, logging, told};
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
 struct Parts {
     storage: Option<Agent>,
     node: Option<NodePart>,
+    exports: Option<Exports>,
     /// Ends HTTP where there is no storage to serve it.
     stop: CancellationToken,
 }
@@ -55,11 +59,12 @@ impl Parts {
             true => Some(Agent::start(config, Arc::clone(&store)).await?),
             false => None,
         };
+        let door = storage.as_ref().map(Agent::door);
         let http = if storage.is_none() { node::listen(&args.config()?.0).await? } else { None };
         let node = match node {
             Some(config) => {
                 let (name, attached) = (config.name.clone(), Attachments::at(config.attached_dir.clone()));
-                let part = NodePart::start(config, store).await?;
+                let part = NodePart::start(config, Arc::clone(&store), door.clone()).await?;
                 if let Some(listener) = http {
                     tokio::spawn(node::http(listener, name, attached, stop.clone()));
                 }
@@ -67,7 +72,9 @@ impl Parts {
             }
             None => None,
         };
-        Ok(Parts { storage, node, stop })
+        let control = Control::new(Handle::current(), store);
+        let exports = door.map(|door| Exports::start(args.export.clone(), &control, &door));
+        Ok(Parts { storage, node, exports, stop })
     }
 
     /// Waits until a part has ended without having been asked to: why.
@@ -94,6 +101,9 @@ impl Parts {
     async fn stop(self) {
         if let Some(node) = self.node {
             node.stop().await;
+        }
+        if let Some(exports) = self.exports {
+            exports.stop().await;
         }
         self.stop.cancel();
         if let Some(agent) = self.storage {

@@ -1,5 +1,6 @@
 //! The control side of an owner: metadata operations and the lease that its sign of life stands under.
 
+use crate::tdp::LocalDoor;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -22,12 +23,20 @@ pub struct Control {
     pub runtime: Handle,
     /// The store.
     pub store: Arc<dyn MetadataStore>,
+    /// The way to the agent of this process, if there is one.
+    pub door: Option<LocalDoor>,
 }
 
 /// The answer to a metadata operation of the core.
 pub type Answer = (MetaId, Result<MetaReply, MetaError>);
 
 impl Control {
+    /// A control side in a process without an agent.
+    #[must_use]
+    pub fn new(runtime: Handle, store: Arc<dyn MetadataStore>) -> Control {
+        Control { runtime, store, door: None }
+    }
+
     /// Runs `work` on the control side and waits for it here.
     pub(super) async fn ask<T: Send + 'static>(
         &self,

@@ -10,7 +10,7 @@ use super::{OwnerConfig, OwnerError};
 use crate::clock::Clock;
 use crate::device::{IoError, IoErrorKind};
 use crate::metadata::{VolumeInfo, load_cluster, load_ring};
-use crate::tdp::{Aligned, PeerEvent, Peers};
+use crate::tdp::{Aligned, LocalDoor, PeerEvent, Peers};
 use std::rc::Rc;
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -106,6 +106,7 @@ impl OpenVolume {
             open_max: config.open_max,
             frames_max: config.frames_max,
             grace: config.grace,
+            near: control.door.as_ref().map(LocalDoor::agent),
         };
         let (life, living) = watch::channel(None);
         let keeper = control.keep(lease, Sign { volume: volume.id, holder: config.holder.clone(), nonce }, living);
@@ -122,7 +123,7 @@ impl OpenVolume {
         let driver = Driver {
             clock: Clock::start(),
             volume,
-            peers: Peers::new(cluster.id, Role::Owner, who, memory),
+            peers: Peers::new(cluster.id, Role::Owner, who, memory, control.door.clone()),
             desk: Rc::clone(&desk),
             control,
             answers,
@@ -381,7 +382,7 @@ impl Driver {
 
     fn carry_out(&mut self) {
         for send in self.effects.sends.drain(..) {
-            self.peers.send(send.to, send.rpc, &send.request);
+            self.peers.send(send.to, send.rpc, send.request);
         }
         self.peers.flush();
         for (id, op) in self.effects.meta.drain(..) {

@@ -49,7 +49,7 @@ pub async fn fence_volume(
 ) -> Result<Fenced, OwnerError> {
     let cluster = load_cluster(&*store).await?.id;
     let claim = Claim { volume: volume.id, holder, nonce: rand::random(), lease: None, force: true, patience };
-    let control = Control { runtime: Handle::current(), store };
+    let control = Control::new(Handle::current(), store);
     let (id, name) = (volume.id, volume.meta.doc.name.clone());
     let running = spawn_blocking(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -63,7 +63,7 @@ pub async fn fence_volume(
 async fn recover(cluster: ClusterId, volume: VolumeId, claim: Claim, control: Control) -> Result<Fenced, OpenError> {
     let clock = Clock::start();
     let who = format!("fencing volume {volume}");
-    let peers = Peers::new(cluster, Role::Owner, who, Aligned(BufferPool::new(OWNER_BUFFERS_IDLE_BYTES)));
+    let peers = Peers::new(cluster, Role::Owner, who, Aligned(BufferPool::new(OWNER_BUFFERS_IDLE_BYTES)), None);
     let mut view = View::begin(&control.runtime, &control.store, volume);
     let (answers, mut answered) = mpsc::unbounded_channel();
     let mut recovery = Recovery::new(claim);
@@ -82,7 +82,7 @@ async fn recover(cluster: ClusterId, volume: VolumeId, claim: Claim, control: Co
             return ended.map(|recovered| Fenced { epoch: recovered.epoch, acknowledged, asked });
         }
         for send in effects.sends.drain(..) {
-            peers.send(send.to, send.rpc, &send.request);
+            peers.send(send.to, send.rpc, send.request);
         }
         peers.flush();
         for (id, op) in effects.meta.drain(..) {

@@ -92,7 +92,8 @@ async fn remove_copies(
     patience: Duration,
 ) -> Vec<Removed> {
     let clock = Clock::start();
-    let peers = Peers::new(cluster, Role::Owner, format!("deleting volume {volume}"), Aligned(BufferPool::new(0)));
+    let peers =
+        Peers::new(cluster, Role::Owner, format!("deleting volume {volume}"), Aligned(BufferPool::new(0)), None);
     let running = agents.iter().filter_map(|agent| Some((agent.id, agent.alive.as_ref()?.data.clone())));
     let mut removal = Removal::new(clock.now(), volume, epoch, running.clone().map(|(id, _)| id), patience);
     for (id, address) in running {
@@ -103,7 +104,7 @@ async fn remove_copies(
     while !removal.is_over() {
         removal.turn(clock.now(), &mut effects);
         for send in effects.sends.drain(..) {
-            peers.send(send.to, send.rpc, &send.request);
+            peers.send(send.to, send.rpc, send.request);
         }
         peers.flush();
         let pause = removal.deadline().map_or(patience, |deadline| clock.until(deadline));

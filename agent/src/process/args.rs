@@ -2,6 +2,7 @@
 //! environment variable stands beside it, and help and completions are made from it.
 
 use super::config::{Config, ConfigError, Logging, NodeConfig};
+use super::exports::ExportArg;
 use crate::metadata::{MetaArgs, MetaConfig};
 use crate::units::Size;
 use clap::{Parser, ValueEnum};
@@ -91,6 +92,16 @@ pub struct Args {
     /// Initialize the cluster if there is none, as `torusctl init` would
     #[arg(long, env = "TORUS_DEBUG_INIT", help_heading = "Cluster")]
     pub debug_init: bool,
+    /// Own this volume and serve it over NBD from here, as `torusctl serve` does beside an agent: what this agent's own disks
+    /// hold crosses no socket on its way. VOLUME=PATH for a unix socket, VOLUME=ADDRESS:PORT for TCP; may be given several times
+    #[arg(
+        long,
+        env = "TORUS_EXPORTS",
+        value_name = "VOLUME=PLACE",
+        value_delimiter = ',',
+        help_heading = "Volumes on this host"
+    )]
+    pub export: Vec<ExportArg>,
     /// Role node: what Kubernetes calls this host [default: the host's name]
     #[arg(long, env = "TORUS_NODE_NAME", value_name = "NAME", help_heading = "Volumes on this host")]
     pub node_name: Option<String>,
@@ -237,6 +248,7 @@ impl Args {
         config.debug_init = self.debug_init;
         match self.has(RoleArg::Storage) {
             true => config.check()?,
+            false if !self.export.is_empty() => return Err(ConfigError::ExportWithoutStorage),
             false => config.check_names()?,
         }
         Ok((config, self.meta.config()?))

@@ -53,6 +53,11 @@ pub enum ConfigError {
     /// An agent without a disk.
     #[error("no disk: give --data-dir DIR for a file in a directory, or --disk PATH for a file or a partition")]
     NoDisk,
+    /// Volumes to be served by an agent that has no data plane.
+    #[error(
+        "--export needs --role storage: an agent without disks serves no volumes over NBD. Use `torusctl serve` there"
+    )]
+    ExportWithoutStorage,
     /// A name that is none.
     #[error("{0:?} is not a name for an agent: 1 to {NAME_BYTES_MAX} letters, digits, dots, dashes or underscores")]
     Name(String),

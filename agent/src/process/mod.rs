@@ -19,6 +19,7 @@ mod backup;
 pub mod config;
 mod control;
 mod disks;
+pub mod exports;
 mod failure;
 pub mod file;
 pub mod flexvolume;
@@ -38,7 +39,7 @@ pub use status::{Readiness, Status, Who};
 
 use crate::metadata::{AgentError, ClusterError, Heartbeat, init_cluster, load_cluster, register_agent};
 use crate::storage::{Command, Plane, PlaneEnd};
-use crate::tdp::{Aligned, Server};
+use crate::tdp::{Aligned, LocalDoor, Server};
 use disks::Disks;
 use std::sync::Arc;
 use tokio::net::TcpListener;
@@ -61,6 +62,7 @@ pub struct Agent {
     heart: JoinHandle<()>,
     servers: Vec<JoinHandle<()>>,
     plane: Option<oneshot::Receiver<PlaneEnd>>,
+    door: LocalDoor,
     ended: watch::Receiver<Option<RunError>>,
 }
 
@@ -132,6 +134,7 @@ impl Agent {
         let (ready, is_ready) = oneshot::channel();
         let (ended, plane) = oneshot::channel();
         let (started, is_started) = oneshot::channel();
+        let (door, doorway) = LocalDoor::new(identity.agent);
         let data = ports.data.into_std().map_err(|e| StartError::System("hand over the data port", e))?;
         let thread = std::thread::Builder::new().name("torus-data".into()).spawn(move || {
             let make = || {
@@ -149,6 +152,7 @@ impl Agent {
                     let _ = ready.send(Ok(is_started));
                     let end = LocalSet::new().block_on(&runtime, async move {
                         server.listen(listener);
+                        server.open(doorway);
                         // A task like those of the connections that wake it: the runtime's root future would be polled
                         // only after another look at the sockets.
                         spawn_local(plane.run(started)).await.expect("the plane neither panics nor is cancelled")
@@ -186,13 +190,19 @@ impl Agent {
         });
         let Who { agent, name, data, incarnation, .. } = &status.who;
         tracing::info!(%agent, name, %incarnation, data, "agent is up");
-        Ok(Agent { status, commands, stop, heart, servers, plane: Some(plane), ended: failed })
+        Ok(Agent { status, commands, stop, heart, servers, plane: Some(plane), door, ended: failed })
     }
 
     /// Who it is, and where.
     #[must_use]
     pub fn who(&self) -> &Who {
         &self.status.who
+    }
+
+    /// The way in for owners in this process.
+    #[must_use]
+    pub fn door(&self) -> LocalDoor {
+        self.door.clone()
     }
 
     /// How it is.

@@ -8,6 +8,7 @@ use super::flexvolume;
 use crate::node;
 use crate::node::service::{self, NodeService, Settings};
 use crate::owner::Control;
+use crate::tdp::LocalDoor;
 use axum::Router;
 use axum::http::{StatusCode, header};
 use axum::routing::get;
@@ -25,16 +26,20 @@ pub struct NodePart {
 }
 
 impl NodePart {
-    /// Starts one. The runtime that this is called on must go on running until it has stopped.
+    /// Starts one; `door` leads to the storage of this process, if it has any. The runtime that this is called on must go on running until it has stopped.
     ///
     /// # Errors
     /// A sentence for a person.
-    pub async fn start(config: NodeConfig, store: Arc<dyn MetadataStore>) -> Result<Self, StartError> {
+    pub async fn start(
+        config: NodeConfig,
+        store: Arc<dyn MetadataStore>,
+        door: Option<LocalDoor>,
+    ) -> Result<Self, StartError> {
         if let Some(directory) = &config.flexvolume_dir {
             flexvolume::install(directory, &config.socket)?;
         }
         node::prepare();
-        let control = Control { runtime: Handle::current(), store };
+        let control = Control { door, ..Control::new(Handle::current(), store) };
         let stop = CancellationToken::new();
         let (ready, is_ready) = oneshot::channel();
         let (end, ended) = oneshot::channel();

@@ -242,7 +242,7 @@ impl Plane {
             );
         }
         for (req, response) in self.effects.replies.drain(..) {
-            self.server.reply(req, &response);
+            self.server.reply(req, response);
         }
         self.effects.clear();
         self.server.flush();

@@ -12,7 +12,9 @@
 //! not be reached, is unanswered at once: an owner has other members to turn to, and learns from [`PeerEvent::Up`] when
 //! this one is back.
 
+use super::line::Line;
 use super::link::{Link, Source};
+use super::local::{End, LocalDoor};
 use super::memory::Aligned;
 use rand::Rng as _;
 use std::cell::{Cell, RefCell};
@@ -27,7 +29,7 @@ use tokio::task::{AbortHandle, spawn_local};
 use tokio::time::timeout;
 use torus_core::ids::{AgentId, ClusterId, Incarnation, RpcId};
 use torus_core::peer::{Request, Response, Unanswered};
-use torus_core::tdp::{Hello, Inbox, Outbox, Refusal, Role, Welcome, WireError};
+use torus_core::tdp::{Hello, Inbox, Refusal, Role, Welcome, WireError};
 use torus_store::AlignedBuf;
 
 /// An agent on a live network has connected and greeted by then.
@@ -75,6 +77,7 @@ struct Shared {
     role: Role,
     name: String,
     memory: Aligned,
+    door: Option<LocalDoor>,
     peers: RefCell<BTreeMap<AgentId, Rc<Peer>>>,
     events: RefCell<Vec<PeerEvent>>,
     arrival: Notify,
@@ -97,17 +100,17 @@ struct Peer {
 enum State {
     Idle,
     /// Holds what is to be sent once connected.
-    Connecting(Outbox),
-    Up(Rc<Link>),
+    Connecting(Vec<(RpcId, Request)>),
+    Up(Rc<Line<Request, Response>>),
     /// Down; tried again and again.
     Resting,
 }
 
 /// A connection after its greeting.
 struct Connected {
-    link: Rc<Link>,
-    source: Source,
-    inbox: Inbox<Response, AlignedBuf>,
+    line: Rc<Line<Request, Response>>,
+    /// Where answers come from, if not by the line itself.
+    source: Option<(Source, Inbox<Response, AlignedBuf>)>,
     welcome: Welcome,
 }
 
@@ -135,14 +138,15 @@ enum Loss {
 }
 
 impl Peers {
-    /// No connection yet. `name` is what agents call this side in their logs.
+    /// No connection yet. `name` is what agents call this side in their logs; the agent behind `door` is reached by it.
     #[must_use]
-    pub fn new(cluster: ClusterId, role: Role, name: String, memory: Aligned) -> Peers {
+    pub fn new(cluster: ClusterId, role: Role, name: String, memory: Aligned, door: Option<LocalDoor>) -> Peers {
         let shared = Shared {
             cluster,
             role,
             name,
             memory,
+            door,
             peers: RefCell::default(),
             events: RefCell::default(),
             arrival: Notify::new(),
@@ -167,16 +171,16 @@ impl Peers {
     ///
     /// # Panics
     /// Outside a `LocalSet`, and when `rpc` is outstanding at this agent already.
-    pub fn send(&self, agent: AgentId, rpc: RpcId, request: &Request) {
+    pub fn send(&self, agent: AgentId, rpc: RpcId, request: Request) {
         let peer = self.shared.peer(agent);
         let mut state = peer.state.borrow_mut();
-        if matches!(*state, State::Idle) && peer.address.borrow().is_some() {
-            *state = State::Connecting(Outbox::default());
+        if matches!(*state, State::Idle) && (peer.address.borrow().is_some() || self.shared.inside(agent).is_some()) {
+            *state = State::Connecting(Vec::new());
             peer.changed.notify_one();
         }
         match &mut *state {
-            State::Up(link) => link.push(rpc, request),
-            State::Connecting(outbox) => outbox.push(rpc, request),
+            State::Up(line) => line.push(rpc, request),
+            State::Connecting(waiting) => waiting.push((rpc, request)),
             State::Idle | State::Resting => {
                 return self.shared.tell(PeerEvent::Answer { agent, rpc, result: Err(Unanswered) });
             }
@@ -192,11 +196,11 @@ impl Peers {
     pub fn flush(&self) {
         for peer in self.shared.dirty.borrow_mut().drain(..) {
             peer.dirty.set(false);
-            if let State::Up(link) = &*peer.state.borrow()
-                && link.flush().is_err()
+            if let State::Up(line) = &*peer.state.borrow()
+                && line.flush().is_err()
             {
                 // The peer's task finds the same error by reading, and tells.
-                link.changed.notify_one();
+                line.changed().notify_one();
             }
         }
     }
@@ -278,10 +282,27 @@ impl Shared {
         }
     }
 
+    /// The door to `agent`, if it is in this process.
+    fn inside(&self, agent: AgentId) -> Option<&LocalDoor> {
+        self.door.as_ref().filter(|door| door.agent() == agent && door.is_open())
+    }
+
     async fn connect(&self, peer: &Peer) -> Result<Connected, Loss> {
+        if let Some(door) = self.inside(peer.agent) {
+            let attempt = timeout(CONNECT_TIME, self.enter(door)).await;
+            return attempt.map_err(|_| Loss::Silent("the agent in this process".into()))?;
+        }
         let Some(address) = peer.address.borrow().clone() else { return Err(Loss::NoAddress) };
         let attempt = timeout(CONNECT_TIME, self.greet(peer.agent, &address)).await;
         attempt.map_err(|_| Loss::Silent(address))?
+    }
+
+    async fn enter(&self, door: &LocalDoor) -> Result<Connected, Loss> {
+        let hello = Hello::new(self.cluster, self.role, door.agent(), self.name.clone());
+        let (answer, end) = door.enter(hello.clone()).await.ok_or(Loss::Closed)?;
+        let welcome = answer.map_err(Loss::Refused)?;
+        hello.accept(&welcome).map_err(Loss::Stranger)?;
+        Ok(Connected { line: Rc::new(Line::Local(end)), source: None, welcome })
     }
 
     async fn greet(&self, agent: AgentId, address: &str) -> Result<Connected, Loss> {
@@ -299,7 +320,10 @@ impl Shared {
                 None => {}
                 Some(Err(refusal)) => return Err(Loss::Refused(refusal)),
                 Some(Ok(welcome)) => match hello.accept(&welcome) {
-                    Ok(()) => return Ok(Connected { link: Rc::new(link), source, inbox, welcome }),
+                    Ok(()) => {
+                        let line = Rc::new(Line::Socket(link));
+                        return Ok(Connected { line, source: Some((source, inbox)), welcome });
+                    }
                     Err(refusal) => {
                         link.queue(|out| out.refusal(&refusal));
                         let _ = link.flush();
@@ -310,29 +334,39 @@ impl Shared {
         }
     }
 
-    fn up(&self, peer: &Peer, Connected { link, welcome, .. }: &Connected) {
+    fn up(&self, peer: &Peer, Connected { line, welcome, .. }: &Connected) {
         let (agent, incarnation) = (peer.agent, welcome.identity.incarnation);
-        tracing::debug!(%agent, %incarnation, peer = link.peer(), "connected to agent");
+        tracing::debug!(%agent, %incarnation, peer = line.peer(), "connected to agent");
         self.tell(PeerEvent::Up { agent, incarnation });
-        let before = peer.state.replace(State::Up(Rc::clone(link)));
+        let before = peer.state.replace(State::Up(Rc::clone(line)));
         if let State::Connecting(waiting) = before {
-            link.queue(|out| *out = waiting);
+            waiting.into_iter().for_each(|(rpc, request)| line.push(rpc, request));
         }
-        if link.flush().is_err() {
-            link.changed.notify_one();
+        if line.flush().is_err() {
+            line.changed().notify_one();
+        }
+    }
+
+    async fn serve(&self, peer: &Peer, connected: Connected) -> Result<Infallible, Loss> {
+        match (&*connected.line, connected.source) {
+            (Line::Socket(link), Some((source, inbox))) => self.serve_socket(peer, link, source, inbox).await,
+            (Line::Local(end), _) => self.serve_local(peer, end).await,
+            (Line::Socket(_), None) => unreachable!("a socket is read from"),
         }
     }
 
     /// Takes answers and writes what the socket did not take at once, until the connection ends.
-    async fn serve(&self, peer: &Peer, connected: Connected) -> Result<Infallible, Loss> {
-        let Connected { link, mut source, mut inbox, .. } = connected;
+    async fn serve_socket(
+        &self,
+        peer: &Peer,
+        link: &Link,
+        mut source: Source,
+        mut inbox: Inbox<Response, AlignedBuf>,
+    ) -> Result<Infallible, Loss> {
         let mut memory = self.memory.clone();
         loop {
             while let Some((rpc, response)) = inbox.next(&mut memory)? {
-                if !peer.answered(rpc, &response) {
-                    return Err(Loss::Unasked(rpc));
-                }
-                self.tell(PeerEvent::Answer { agent: peer.agent, rpc, result: Ok(response) });
+                self.answer(peer, rpc, response)?;
             }
             tokio::select! {
                 biased;
@@ -341,6 +375,29 @@ impl Shared {
                 read = source.read(&mut inbox) => if read? == 0 { return Err(Loss::Closed) },
             }
         }
+    }
+
+    /// Takes answers until the connection ends.
+    async fn serve_local(&self, peer: &Peer, end: &End<Request, Response>) -> Result<Infallible, Loss> {
+        let mut answers = Vec::new();
+        loop {
+            end.arrival().await;
+            let open = end.take(&mut answers);
+            for (rpc, response) in answers.drain(..) {
+                self.answer(peer, rpc, response)?;
+            }
+            if !open {
+                return Err(Loss::Closed);
+            }
+        }
+    }
+
+    fn answer(&self, peer: &Peer, rpc: RpcId, response: Response) -> Result<(), Loss> {
+        if !peer.answered(rpc, &response) {
+            return Err(Loss::Unasked(rpc));
+        }
+        self.tell(PeerEvent::Answer { agent: peer.agent, rpc, result: Ok(response) });
+        Ok(())
     }
 
     /// Tells of everything outstanding that it is unanswered, then, if that is news, that the agent is down.

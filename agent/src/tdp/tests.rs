@@ -35,7 +35,23 @@ async fn listen(server: &Server, at: &str) -> String {
 }
 
 fn peers(cluster: ClusterId) -> Peers {
-    Peers::new(cluster, Role::Owner, "test".into(), memory())
+    Peers::new(cluster, Role::Owner, "test".into(), memory(), None)
+}
+
+/// An agent on a thread of its own that is entered by a door, and what ends it.
+fn inside(agent: AgentId) -> (LocalDoor, tokio::sync::oneshot::Sender<()>, std::thread::JoinHandle<()>) {
+    let (door, doorway) = LocalDoor::new(agent);
+    let (end, ended) = tokio::sync::oneshot::channel();
+    let thread = std::thread::spawn(move || {
+        run(async {
+            let server = server();
+            let _task = answer(server.clone());
+            server.open(doorway);
+            let _ = ended.await;
+            server.kill();
+        });
+    });
+    (door, end, thread)
 }
 
 /// Answers: an append with its own length after an early `Received`, a read with blocks of its offset.
@@ -55,15 +71,15 @@ fn answer(server: Server) -> JoinHandle<()> {
                         );
                         let length = frame.blocks();
                         if early {
-                            server.reply(req, &Response::Received { length });
+                            server.reply(req, Response::Received { length });
                         }
-                        server.reply(req, &Response::Appended { length });
+                        server.reply(req, Response::Appended { length });
                     }
                     Request::Read { offset, blocks, .. } => {
                         let bytes = Bytes::from(vec![offset as u8; blocks as usize * BLOCK_SIZE]);
-                        server.reply(req, &Response::Data { crcs: bytes.chunks(BLOCK_SIZE).map(crc).collect(), bytes });
+                        server.reply(req, Response::Data { crcs: bytes.chunks(BLOCK_SIZE).map(crc).collect(), bytes });
                     }
-                    _ => server.reply(req, &Response::Leased),
+                    _ => server.reply(req, Response::Leased),
                 }
             }
             server.flush();
@@ -73,7 +89,9 @@ fn answer(server: Server) -> JoinHandle<()> {
 
 fn append(blocks: usize, early: bool) -> Request {
     let payload = (1..blocks).map(|i| Bytes::from(vec![i as u8; BLOCK_SIZE])).collect();
-    let frame = Frame { header: vec![0xff; BLOCK_SIZE].into(), payload };
+    let mut header = memory().0.take(BLOCK_SIZE);
+    header.fill(0xff);
+    let frame = Frame { header: header.freeze(), payload };
     Request::Append { extent: EXTENT, epoch: Epoch(1), offset: 0, frame, early }
 }
 
@@ -101,33 +119,98 @@ fn requests_of_all_sizes_are_answered_in_both_directions() {
         let _task = answer(server.clone());
         let peers = peers(CLUSTER);
         peers.set_address(AGENT, Some(listen(&server, "127.0.0.1:0").await));
-        for rpc in 0..40u64 {
-            let request =
-                if rpc % 2 == 0 { append(1 + (rpc as usize * 13) % 257, rpc % 4 == 0) } else { read(rpc as u32, 200) };
-            peers.send(AGENT, RpcId(rpc), &request);
-        }
-        peers.flush();
-        let mut seen = Vec::new();
-        assert!(matches!(next(&peers, &mut seen).await, PeerEvent::Up { agent: AGENT, incarnation: Incarnation(3) }));
-        for rpc in 0..40u64 {
-            let mut answers = 1 + usize::from(rpc % 4 == 0);
-            while answers > 0 {
-                let PeerEvent::Answer { agent: AGENT, rpc: got, result: Ok(response) } = next(&peers, &mut seen).await
-                else {
-                    panic!("an answer")
-                };
-                assert_eq!(got, RpcId(rpc));
-                match response {
-                    Response::Received { length } => assert_eq!((answers, length), (2, 1 + (rpc as u32 * 13) % 257)),
-                    Response::Appended { length } => assert_eq!((answers, length), (1, 1 + (rpc as u32 * 13) % 257)),
-                    Response::Data { bytes, .. } => assert!(bytes.iter().all(|&b| b == rpc as u8)),
-                    other => panic!("{other:?}"),
-                }
-                answers -= 1;
-            }
-        }
+        exchange(&peers).await;
         assert!(server.is_drained());
     });
+}
+
+#[test]
+fn an_agent_of_this_process_answers_alike_and_without_an_address() {
+    let (door, end, thread) = inside(AGENT);
+    run(async {
+        let peers = Peers::new(CLUSTER, Role::Owner, "test".into(), memory(), Some(door));
+        exchange(&peers).await;
+        // Nobody listens anywhere: another agent is not to be had.
+        peers.send(AgentId(0xb2), RpcId(100), read(1, 1));
+        let mut seen = Vec::new();
+        assert!(matches!(next(&peers, &mut seen).await, PeerEvent::Answer { result: Err(Unanswered), .. }));
+    });
+    end.send(()).unwrap();
+    thread.join().unwrap();
+}
+
+#[test]
+fn an_agent_of_this_process_that_ends_leaves_nothing_unanswered() {
+    let (door, end, thread) = inside(AGENT);
+    run(async {
+        let peers = Peers::new(CLUSTER, Role::Owner, "test".into(), memory(), Some(door));
+        exchange(&peers).await;
+        end.send(()).unwrap();
+        thread.join().unwrap();
+        // Either it is known by now, or it is found when nobody answers.
+        peers.send(AGENT, RpcId(100), read(1, 1));
+        peers.flush();
+        let (mut seen, mut unanswered, mut down) = (Vec::new(), false, false);
+        while !unanswered || !down {
+            match next(&peers, &mut seen).await {
+                PeerEvent::Answer { rpc: RpcId(100), result: Err(Unanswered), .. } => unanswered = true,
+                PeerEvent::Down { agent: AGENT, .. } => down = true,
+                other => panic!("{other:?}"),
+            }
+        }
+        // Another process may have taken its place: that one is reached by its address.
+        let other = server();
+        let _task = answer(other.clone());
+        peers.set_address(AGENT, Some(listen(&other, "127.0.0.1:0").await));
+        assert!(matches!(next(&peers, &mut seen).await, PeerEvent::Up { agent: AGENT, .. }));
+    });
+}
+
+#[test]
+fn an_owner_that_ends_leaves_an_agent_of_its_process() {
+    run(async {
+        let server = server();
+        let _task = answer(server.clone());
+        let (door, doorway) = LocalDoor::new(AGENT);
+        server.open(doorway);
+        let peers = Peers::new(CLUSTER, Role::Owner, "test".into(), memory(), Some(door));
+        exchange(&peers).await;
+        let connections = || server.stats().connections.load(std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(connections(), 1);
+        drop(peers);
+        while connections() > 0 {
+            yield_now().await;
+        }
+    });
+}
+
+/// Forty requests, the first of this connection, and all their answers.
+async fn exchange(peers: &Peers) {
+    for rpc in 0..40u64 {
+        let request =
+            if rpc % 2 == 0 { append(1 + (rpc as usize * 13) % 257, rpc % 4 == 0) } else { read(rpc as u32, 200) };
+        peers.send(AGENT, RpcId(rpc), request);
+    }
+    peers.flush();
+    let mut seen = Vec::new();
+    assert!(matches!(next(peers, &mut seen).await, PeerEvent::Up { agent: AGENT, incarnation: Incarnation(3) }));
+    for rpc in 0..40u64 {
+        let mut answers = 1 + usize::from(rpc % 4 == 0);
+        while answers > 0 {
+            let PeerEvent::Answer { agent: AGENT, rpc: got, result: Ok(response) } = next(peers, &mut seen).await
+            else {
+                panic!("an answer")
+            };
+            assert_eq!(got, RpcId(rpc));
+            match response {
+                Response::Received { length } => assert_eq!((answers, length), (2, 1 + (rpc as u32 * 13) % 257)),
+                Response::Appended { length } => assert_eq!((answers, length), (1, 1 + (rpc as u32 * 13) % 257)),
+                Response::Data { bytes, .. } => assert!(bytes.iter().all(|&b| b == rpc as u8)),
+                other => panic!("{other:?}"),
+            }
+            answers -= 1;
+        }
+    }
 }
 
 #[test]
@@ -137,8 +220,8 @@ fn a_lost_connection_is_told_at_once_and_made_again() {
         let address = listen(&first, "127.0.0.1:0").await;
         let peers = peers(CLUSTER);
         peers.set_address(AGENT, Some(address.clone()));
-        peers.send(AGENT, RpcId(1), &read(1, 1));
-        peers.send(AGENT, RpcId(2), &append(3, true));
+        peers.send(AGENT, RpcId(1), read(1, 1));
+        peers.send(AGENT, RpcId(2), append(3, true));
         let mut seen = Vec::new();
         assert!(matches!(next(&peers, &mut seen).await, PeerEvent::Up { .. }));
         let mut requests = Vec::new();
@@ -146,7 +229,7 @@ fn a_lost_connection_is_told_at_once_and_made_again() {
             first.arrival().await;
             first.take(&mut requests);
         }
-        first.reply(requests[1].0, &Response::Received { length: 3 });
+        first.reply(requests[1].0, Response::Received { length: 3 });
         first.flush();
         assert!(matches!(next(&peers, &mut seen).await, PeerEvent::Answer { rpc: RpcId(2), result: Ok(_), .. }));
         // The agent dies: nothing more is heard of what is open.
@@ -158,7 +241,7 @@ fn a_lost_connection_is_told_at_once_and_made_again() {
             assert_eq!(rpc, RpcId(expected));
         }
         assert!(matches!(next(&peers, &mut seen).await, PeerEvent::Down { agent: AGENT, .. }));
-        peers.send(AGENT, RpcId(3), &read(1, 1));
+        peers.send(AGENT, RpcId(3), read(1, 1));
         assert!(matches!(
             next(&peers, &mut seen).await,
             PeerEvent::Answer { rpc: RpcId(3), result: Err(Unanswered), .. }
@@ -171,7 +254,7 @@ fn a_lost_connection_is_told_at_once_and_made_again() {
         let _task = answer(second.clone());
         listen(&second, &address).await;
         assert!(matches!(next(&peers, &mut seen).await, PeerEvent::Up { agent: AGENT, .. }));
-        peers.send(AGENT, RpcId(4), &read(1, 1));
+        peers.send(AGENT, RpcId(4), read(1, 1));
         peers.flush();
         assert!(matches!(next(&peers, &mut seen).await, PeerEvent::Answer { rpc: RpcId(4), result: Ok(_), .. }));
     });
@@ -185,7 +268,7 @@ fn strangers_are_refused_with_words() {
         for (cluster, agent, word) in [(ClusterId(5), AGENT, "cluster"), (CLUSTER, AgentId(0xbad), "agent")] {
             let peers = peers(cluster);
             peers.set_address(agent, Some(address.clone()));
-            peers.send(agent, RpcId(1), &read(0, 1));
+            peers.send(agent, RpcId(1), read(0, 1));
             let mut seen = Vec::new();
             assert!(matches!(next(&peers, &mut seen).await, PeerEvent::Answer { result: Err(Unanswered), .. }));
             let PeerEvent::Down { why, .. } = next(&peers, &mut seen).await else { panic!("down") };
@@ -212,7 +295,7 @@ fn hostile_bytes_end_their_connection_and_no_other() {
             let mut answer = Vec::new();
             let _ = timeout(Duration::from_secs(10), stream.read_to_end(&mut answer)).await.expect("it hangs up");
         }
-        peers.send(AGENT, RpcId(1), &read(4, 1));
+        peers.send(AGENT, RpcId(1), read(4, 1));
         let mut seen = Vec::new();
         assert!(matches!(next(&peers, &mut seen).await, PeerEvent::Up { .. }));
         assert!(matches!(next(&peers, &mut seen).await, PeerEvent::Answer { result: Ok(_), .. }));

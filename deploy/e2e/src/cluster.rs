@@ -45,6 +45,8 @@ pub struct Options {
     pub extent_size: String,
     /// Further flags for every agent.
     pub agent_flags: Vec<String>,
+    /// Volumes that the first agent owns and serves itself, once they exist: see [`Cluster::exported`].
+    pub exports: Vec<String>,
     /// The cargo profile whose programs are run: release, or `$TORUS_E2E_PROFILE`.
     pub profile: String,
     /// What agents keep their data on, in order; those that it does not reach have a file in a directory of their own.
@@ -62,6 +64,7 @@ impl Default for Options {
             disk_size: "4GiB".into(),
             extent_size: "64MiB".into(),
             agent_flags: Vec::new(),
+            exports: Vec::new(),
             profile: std::env::var("TORUS_E2E_PROFILE").unwrap_or_else(|_| "release".into()),
             disks: Vec::new(),
             proxies: false,
@@ -215,6 +218,18 @@ impl Cluster {
         Ok(Owner { process, volume: volume.to_owned(), socket, http })
     }
 
+    /// How clients reach a volume of [`Options::exports`], once it is served.
+    pub fn exported(&mut self, volume: &str) -> Result<String> {
+        let socket = self.export_socket(volume);
+        let serves = || Ok(std::os::unix::net::UnixStream::connect(&socket).is_ok());
+        self.agents[0].until("it serves its export", READY, serves)?;
+        Ok(format!("nbd+unix:///{volume}?socket={}", socket.display()))
+    }
+
+    fn export_socket(&self, volume: &str) -> PathBuf {
+        self.path().join(format!("export-{volume}.sock"))
+    }
+
     fn command(&self) -> Command {
         let mut command = Command::new(&self.programs.ctl);
         clean(&mut command);
@@ -266,6 +281,9 @@ impl Cluster {
         command.args(["--control-address", &format!("127.0.0.1:{}", ports.control)]);
         command.args(["--http-address", &format!("127.0.0.1:{}", ports.http)]);
         command.args(&self.options.agent_flags);
+        for volume in self.options.exports.iter().filter(|_| index == 0) {
+            command.arg("--export").arg(format!("{volume}={}", self.export_socket(volume).display()));
+        }
         Process::start(&format!("agent-{index}"), command, self.path())
     }
 

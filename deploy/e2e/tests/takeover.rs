@@ -17,12 +17,13 @@ fn qemu_io(uri: &str, commands: &[&str]) -> Result<()> {
     Ok(())
 }
 
-fn cluster() -> Result<Cluster> {
+fn cluster(exports: &[&str]) -> Result<Cluster> {
     let options = Options {
         disk_size: "1GiB".into(),
         extent_size: "16MiB".into(),
         agent_flags: ["--fill", "reserve", "--buffered-io"].map(str::to_owned).into(),
         profile: "dev".into(),
+        exports: exports.iter().map(|&volume| volume.to_owned()).collect(),
         ..Options::default()
     };
     Cluster::start(options)
@@ -30,7 +31,7 @@ fn cluster() -> Result<Cluster> {
 
 #[test]
 fn what_was_written_is_there_after_agents_and_owners_were_killed() -> Result<()> {
-    let mut cluster = cluster()?;
+    let mut cluster = cluster(&[])?;
     cluster.torusctl(["volume", "create", "db", "256MiB"])?;
     let mut first = cluster.serve("first", "db", false)?;
     qemu_io(&first.uri(), &["write -P 0x11 0 64M", "write -P 0x22 1M 512", "flush"])?;
@@ -55,4 +56,33 @@ fn what_was_written_is_there_after_agents_and_owners_were_killed() -> Result<()>
     let last = cluster.serve("last", "db", false)?;
     qemu_io(&last.uri(), &all)?;
     last.stop()
+}
+
+#[test]
+fn an_agent_that_serves_a_volume_itself_serves_it_again_after_a_crash_and_not_after_a_takeover() -> Result<()> {
+    let mut cluster = cluster(&["db"])?;
+    // It waits for the volume to be made.
+    cluster.torusctl(["volume", "create", "db", "256MiB"])?;
+    let uri = cluster.exported("db")?;
+    qemu_io(&uri, &["write -P 0x11 0 64M", "write -P 0x22 1M 512", "flush"])?;
+    cluster.agents[1].kill()?;
+    qemu_io(&uri, &["write -P 0x33 128M 8M", "flush", "read -P 0x11 2M 62M"])?;
+    cluster.restart_agent(1)?;
+
+    cluster.agents[0].kill()?;
+    cluster.restart_agent(0)?;
+    let uri = cluster.exported("db")?;
+    let all = ["read -P 0x11 0 1M", "read -P 0x22 1M 512", "read -P 0x33 128M 8M", "read -P 0 64M 64M"];
+    qemu_io(&uri, &all)?;
+    assert_eq!(cluster.torusctl_json(["volume", "info", "db"])?["epoch"], 2);
+
+    let other = cluster.serve("other", "db", true)?;
+    qemu_io(&other.uri(), &all)?;
+    qemu_io(&other.uri(), &["write -P 0x44 0 1M", "flush"])?;
+    let late = qemu_io(&uri, &["read -P 0x11 0 1M"]);
+    ensure!(late.is_err(), "the agent still serves a volume that was taken over");
+    // The agent goes on, and lets the other have the volume.
+    ensure!(cluster.http(0, "/readyz")?.contains("ready"), "the agent is not ready any more");
+    qemu_io(&other.uri(), &["read -P 0x44 0 1M"])?;
+    other.stop()
 }

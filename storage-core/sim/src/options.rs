@@ -123,6 +123,8 @@ pub struct Options {
     pub frames_max: usize,
     /// How long an agent may be away before its copies are made anew.
     pub grace: Duration,
+    /// The first agent is in the owner's process, as far as the owner knows.
+    pub near: bool,
     /// Longest time between two faults.
     pub fault_every_max: Duration,
     /// Failure domains that the agents share; 0: each has its own.
@@ -192,6 +194,7 @@ impl Options {
             open_extents: rng.within(1..5) as usize,
             frames_max: *rng.pick(&[1, 2, 8]),
             grace: Duration::from_millis(*rng.pick(&[500, 4_000, 60_000])),
+            near: seed % 8 == 5,
             fault_every_max: Duration::from_millis(*rng.pick(&[60, 400, 1_500])),
             racks: if kind == Kind::Volume && rng.percent(25) { u64::from(replicas) + rng.within(0..2) } else { 0 },
             all_slow: false,
@@ -282,6 +285,7 @@ impl fmt::Display for Options {
             ("growing", self.grows),
             ("racks", self.racks > 0),
             ("usurpers", self.usurpers),
+            ("an agent beside the owner", self.near),
         ];
         for (name, _) in faults.iter().filter(|(_, on)| *on) {
             write!(f, ", {name}")?;

@@ -44,6 +44,7 @@ impl VolumeOwner {
             open_max: options.open_extents,
             frames_max: options.frames_max,
             grace: options.grace,
+            near: options.near.then_some(AgentId(1)),
         };
         let volume = Volume::new(config, ring_of(&[], options.replicas, options.racks));
         let state = volume.state();

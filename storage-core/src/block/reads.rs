@@ -220,7 +220,10 @@ impl Reads {
             .iter()
             .enumerate()
             .filter(|(_, m)| !said(m.agent))
-            .min_by_key(|(i, m)| (!log.peers.usable(m.agent), sealed && !m.synced, (i + turn) % count))
+            .min_by_key(|(i, m)| {
+                let near = log.config.near == Some(m.agent);
+                (!log.peers.usable(m.agent), sealed && !m.synced, !near, (i + turn) % count)
+            })
             .map(|(_, m)| m.agent);
         let Some(agent) = next else {
             part.due = now + RETRY_PAUSE;

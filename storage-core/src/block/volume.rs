@@ -14,7 +14,7 @@ use super::io::{IoDone, IoError, IoId, IoOp};
 use super::map::Map;
 use super::serving::Serving;
 use super::state::apply;
-use crate::ids::{Epoch, RpcId, VolumeId};
+use crate::ids::{AgentId, Epoch, RpcId, VolumeId};
 use crate::log::recover::{Claim, OpenError, Recovered, Recovery};
 use crate::log::{AgentView, Call, Calls, Log, LogConfig, MetaCall, MetaId, Note, Peers, Send, Writer, WriterConfig};
 use crate::log::{Effects as Wire, Table};
@@ -38,6 +38,8 @@ pub struct VolumeConfig {
     pub frames_max: usize,
     /// How long an agent may be away before its copies are made anew elsewhere.
     pub grace: Duration,
+    /// The agent of the owner's own process, if it has one: read from first.
+    pub near: Option<AgentId>,
 }
 
 /// What reaches an owner.
@@ -52,7 +54,7 @@ pub enum Event {
     /// The cluster's view of all agents.
     Agents(Vec<AgentView>),
     /// A connection to an agent stands (again).
-    PeerUp(crate::ids::AgentId),
+    PeerUp(AgentId),
     /// A new ring.
     Ring(Arc<Ring>),
     /// The volume has grown to so many blocks.
@@ -423,6 +425,7 @@ impl Volume {
             open_max: self.config.open_max,
             frames_max: self.config.frames_max,
             grace: self.config.grace,
+            near: self.config.near,
         };
         let writer = WriterConfig {
             volume: config.volume,

@@ -69,6 +69,8 @@ pub struct LogConfig {
     pub frames_max: usize,
     /// How long an agent may be away before its copies are made anew elsewhere.
     pub grace: Duration,
+    /// The agent of the owner's own process, if it has one: read from first.
+    pub near: Option<AgentId>,
 }
 
 /// Before when no extent of a class is asked for again: what is refused to one class may be granted to the other.

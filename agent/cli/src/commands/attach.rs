@@ -412,7 +412,7 @@ impl Keeping {
             let terminate = terminate.map_err(|error| Failure::because("cannot listen for signals", &error))?;
             let store = cluster::open(global).await?;
             let info = metadata::find_volume(store.as_ref(), &args.volume).await?;
-            let side = Control { runtime: tokio::runtime::Handle::current(), store };
+            let side = Control::new(tokio::runtime::Handle::current(), store);
             let wish = Wish {
                 kind: args.device.kind(),
                 dead_time: args.dead_time.map(Duration::from_secs),

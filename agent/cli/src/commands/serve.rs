@@ -4,7 +4,7 @@ use crate::args::Global;
 use crate::cluster;
 use crate::failure::Failure;
 use crate::output::Printer;
-use crate::serving::{Door, Serving, control_runtime};
+use crate::serving::control_runtime;
 use serde::Serialize;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use torus_agent::metadata;
 use torus_agent::owner::{Control, OwnerConfig};
 use torus_agent::process::{Logging, http, logging};
+use torus_agent::serving::{Door, Serving};
 
 /// Which volume, and where.
 #[derive(clap::Args, Debug)]
@@ -75,7 +76,7 @@ pub fn run(global: &Global, args: Args, printer: Printer) -> Result<(), Failure>
     };
     let watched = args.http.map(|address| listen(&control, address)).transpose()?;
     let config = OwnerConfig { force: args.fence, ..OwnerConfig::new() };
-    let side = Control { runtime: control.handle().clone(), store };
+    let side = Control::new(control.handle().clone(), store);
     let data = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let data = data.map_err(|error| Failure::because("cannot start", &error))?;
     let ended = LocalSet::new().block_on(&data, async {
@@ -106,7 +107,7 @@ pub fn run(global: &Global, args: Args, printer: Printer) -> Result<(), Failure>
             _ = interrupt.recv() => None,
         };
         match lost {
-            None => serving.close().await,
+            None => Ok(serving.close().await?),
             Some(error) => {
                 serving.leave().await;
                 Err(error.into())

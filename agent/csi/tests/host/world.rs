@@ -89,7 +89,7 @@ impl World {
             flexvolume_dir: None,
             holder: None,
         };
-        let started = self.runtime.block_on(NodePart::start(config, Arc::clone(&self.store)));
+        let started = self.runtime.block_on(NodePart::start(config, Arc::clone(&self.store), None));
         self.node = Some(started.unwrap_or_else(|error| panic!("{}", told(&error))));
     }
 

@@ -385,6 +385,7 @@ pub fn config(nonce: u64) -> VolumeConfig {
         open_max: 4,
         frames_max: 4,
         grace: Duration::from_secs(5),
+        near: None,
     }
 }
 

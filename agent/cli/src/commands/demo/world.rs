@@ -1,7 +1,7 @@
 //! The demo's cluster: agents with real files, all in this process, and owners on threads of their own.
 
 use crate::failure::{Failure, Kind};
-use crate::serving::{Door, Serving, control_runtime};
+use crate::serving::control_runtime;
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -14,6 +14,7 @@ use tokio::task::LocalSet;
 use torus_agent::metadata::{Embedded, NewVolume, VolumeInfo, create_volume, find_volume, init_cluster, load_ring};
 use torus_agent::owner::{Control, OwnerConfig, OwnerStats};
 use torus_agent::process::{Agent, Config};
+use torus_agent::serving::{Door, Serving};
 use torus_core::ids::{BLOCK_BYTES, Blocks, Epoch, Lba};
 use torus_core::meta::MetadataStore;
 use torus_core::meta::docs::AckMode;
@@ -100,7 +101,7 @@ impl World {
 
     /// The metadata store, as owners use it.
     pub fn side(&self) -> Control {
-        Control { runtime: self.control.handle().clone(), store: Arc::clone(&self.store) }
+        Control::new(self.control.handle().clone(), Arc::clone(&self.store))
     }
 
     /// Opens `volume` and serves it at `socket`, on a thread of its own.
@@ -187,7 +188,7 @@ async fn serve(
                 let Some(asker) = asker else {
                     // The handle is gone: `stop` came with it.
                     return match stopped.await {
-                        Ok(()) => serving.close().await,
+                        Ok(()) => Ok(serving.close().await?),
                         Err(_) => Ok(()),
                     };
                 };
@@ -197,7 +198,7 @@ async fn serve(
                 }
             }
             told = &mut stopped => return match told {
-                Ok(()) => serving.close().await,
+                Ok(()) => Ok(serving.close().await?),
                 Err(_) => Ok(()),
             },
             lost = serving.lost() => {

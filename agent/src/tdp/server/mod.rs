@@ -1,29 +1,26 @@
 //! The agent's end: connections of owners, their requests in one queue, answers back to where they belong.
 
-use super::link::{Link, Source};
+mod converse;
+
+use super::line::Line;
+use super::local::Doorway;
 use super::memory::Aligned;
 use slab::Slab;
 use std::cell::{Cell, RefCell};
-use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio::task::{AbortHandle, spawn_local};
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 use torus_core::ids::{BLOCK_SIZE, RpcId};
-use torus_core::limits::{FRAMES_HEADERS_MAX, TDP_CONNECTIONS_MAX, TDP_INFLIGHT_BYTES_MAX, TDP_SERVER_BYTES_MAX};
+use torus_core::limits::{FRAMES_HEADERS_MAX, TDP_INFLIGHT_BYTES_MAX, TDP_SERVER_BYTES_MAX};
 use torus_core::member::ReqId;
 use torus_core::peer::{Request, Response};
-use torus_core::tdp::{Hello, Identity, Inbox, Refusal, WireError};
-use torus_store::AlignedBuf;
+use torus_core::tdp::Identity;
 
-/// A connection that has not said who it is by then is closed.
-const GREETING_TIME: Duration = Duration::from_secs(5);
-/// How long a last word may take to be sent.
-const LAST_WORD_TIME: Duration = Duration::from_secs(1);
 /// Pause after the system refused a new connection (no file descriptors left, mostly).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// What a request without payload is counted as.
@@ -77,28 +74,11 @@ struct Open {
 }
 
 struct Connection {
-    link: Link,
+    line: Line<Response, Request>,
     /// What its open requests may hold: their payload and that of their answers.
     held: Cell<usize>,
     dirty: Cell<bool>,
     gone: Cell<bool>,
-}
-
-/// Why a connection ended.
-#[derive(Debug, thiserror::Error)]
-enum End {
-    #[error("{0}")]
-    Io(#[from] io::Error),
-    #[error("{0}")]
-    Wire(#[from] WireError),
-    #[error("refused: {0}")]
-    Refused(Refusal),
-    #[error("it did not say who it is within {} s", GREETING_TIME.as_secs())]
-    Silent,
-    #[error("closed by the other side")]
-    Closed,
-    #[error("this agent stops")]
-    Stopping,
 }
 
 impl Server {
@@ -146,6 +126,21 @@ impl Server {
         self.shared.acceptors.borrow_mut().push(task.abort_handle());
     }
 
+    /// Takes in what comes by the door that `doorway` belongs to, until [`Server::stop`].
+    pub fn open(&self, Doorway { mut visits, mut tasks }: Doorway) {
+        let server = self.clone();
+        let task = spawn_local(async move {
+            loop {
+                tokio::select! {
+                    Some(visit) = visits.recv() => server.admit_local(visit),
+                    Some(begin) = tasks.recv() => begin(),
+                    else => return,
+                }
+            }
+        });
+        self.shared.acceptors.borrow_mut().push(task.abort_handle());
+    }
+
     /// Waits until requests have arrived. Cancel safe.
     pub async fn arrival(&self) {
         self.shared.arrival.notified().await;
@@ -160,7 +155,7 @@ impl Server {
     ///
     /// # Panics
     /// When `req` is not open.
-    pub fn reply(&self, req: ReqId, response: &Response) {
+    pub fn reply(&self, req: ReqId, response: Response) {
         let index = req.0 as usize;
         let mut open = self.shared.open.borrow_mut();
         let entry = open.get(index).expect("a request is answered once, while it is open");
@@ -173,7 +168,7 @@ impl Server {
         if connection.gone.get() {
             return;
         }
-        connection.link.push(rpc, response);
+        connection.line.push(rpc, response);
         if !connection.dirty.replace(true) {
             self.shared.dirty.borrow_mut().push(connection);
         }
@@ -183,14 +178,14 @@ impl Server {
     pub fn flush(&self) {
         for connection in self.shared.dirty.borrow_mut().drain(..) {
             connection.dirty.set(false);
-            if !connection.gone.get() && connection.link.flush().is_err() {
+            if !connection.gone.get() && connection.line.flush().is_err() {
                 // Its task finds the same error by reading, and cleans up.
                 connection.gone.set(true);
-                connection.link.changed.notify_one();
+                connection.line.changed().notify_one();
             }
         }
         if self.shared.held_back.replace(false) {
-            self.shared.connections.borrow().iter().for_each(|(_, c)| c.link.changed.notify_one());
+            self.shared.connections.borrow().iter().for_each(|(_, c)| c.line.changed().notify_one());
         }
         self.shared.stats.held_bytes.store(self.shared.held.get() as u64, Relaxed);
     }
@@ -199,7 +194,7 @@ impl Server {
     pub fn stop(&self) {
         self.shared.stopping.set(true);
         self.shared.acceptors.borrow_mut().drain(..).for_each(|task| task.abort());
-        self.shared.connections.borrow().iter().for_each(|(_, c)| c.link.changed.notify_one());
+        self.shared.connections.borrow().iter().for_each(|(_, c)| c.line.changed().notify_one());
     }
 
     /// Ends everything now, answers or not: what a crash looks like to owners.
@@ -207,7 +202,7 @@ impl Server {
         self.stop();
         for (_, connection) in self.shared.connections.borrow().iter() {
             connection.gone.set(true);
-            connection.link.shutdown();
+            connection.line.shutdown();
         }
     }
 
@@ -227,132 +222,15 @@ impl Server {
     /// Bytes held for all connections: open requests and queued answers.
     #[cfg(test)]
     pub(super) fn queued_bytes(&self) -> usize {
-        self.shared.held.get() + self.shared.connections.borrow().iter().map(|(_, c)| c.link.queued()).sum::<usize>()
-    }
-
-    fn admit(&self, stream: TcpStream) {
-        let shared = Rc::clone(&self.shared);
-        let full = shared.stats.connections.fetch_add(1, Relaxed) >= TDP_CONNECTIONS_MAX as u64;
-        spawn_local(async move {
-            if let Err(e) = shared.converse(stream, full).await {
-                tracing::warn!("cannot serve a TDP connection: {e}");
-            }
-            shared.stats.connections.fetch_sub(1, Relaxed);
-        });
+        self.shared.held.get() + self.shared.connections.borrow().iter().map(|(_, c)| c.line.queued()).sum::<usize>()
     }
 }
 
 impl Shared {
-    /// One connection from greeting to end.
-    async fn converse(self: &Rc<Self>, stream: TcpStream, full: bool) -> io::Result<()> {
-        let (link, mut source) = Link::new(stream)?;
-        let peer = link.peer();
-        let connection =
-            Rc::new(Connection { link, held: Cell::new(0), dirty: Cell::new(false), gone: Cell::new(false) });
-        let place = self.connections.borrow_mut().insert(Rc::clone(&connection));
-        let mut name = String::new();
-        let end = self.run(&connection, &mut source, full, &mut name).await;
-        connection.gone.set(true);
-        match &end {
-            End::Closed | End::Stopping => tracing::debug!(peer, name, "TDP connection ended: {end}"),
-            End::Io(_) => tracing::info!(peer, name, "TDP connection lost: {end}"),
-            End::Wire(_) | End::Refused(_) | End::Silent => {
-                self.stats.refused.fetch_add(1, Relaxed);
-                tracing::warn!(peer, name, "TDP connection refused: {end}");
-            }
-        }
-        if let Some(last) = last_word(end) {
-            connection.link.queue(|out| out.refusal(&last));
-            let _ = connection.link.flush();
-            let say = async { while connection.link.blocked() && connection.link.drain().await.is_ok() {} };
-            let _ = timeout(LAST_WORD_TIME, say).await;
-        }
-        // Requests that are still open hold the connection, but nobody waits for their answers.
-        connection.link.shutdown();
-        self.connections.borrow_mut().remove(place);
-        self.ended.notify_one();
-        Ok(())
-    }
-
-    async fn run(
-        self: &Rc<Self>,
-        connection: &Rc<Connection>,
-        source: &mut Source,
-        full: bool,
-        name: &mut String,
-    ) -> End {
-        let mut inbox = Inbox::default();
-        let greeting = timeout(GREETING_TIME, self.greet(connection, source, &mut inbox, full));
-        match greeting.await {
-            Err(_) => End::Silent,
-            Ok(Err(end)) => end,
-            Ok(Ok(hello)) => {
-                *name = hello.name;
-                tracing::debug!(peer = connection.link.peer(), name, "TDP connection from {:?}", hello.role);
-                self.serve(connection, source, &mut inbox).await.err().unwrap_or(End::Closed)
-            }
-        }
-    }
-
-    async fn greet(
-        &self,
-        connection: &Connection,
-        source: &mut Source,
-        inbox: &mut Inbox<Request, AlignedBuf>,
-        full: bool,
-    ) -> Result<Hello, End> {
-        let hello = loop {
-            if source.read(inbox).await? == 0 {
-                return Err(End::Closed);
-            }
-            if let Some(hello) = inbox.hello()? {
-                break hello;
-            }
-        };
-        if full {
-            return Err(End::Refused(Refusal::Unavailable(format!("{TDP_CONNECTIONS_MAX} connections are open"))));
-        }
-        let welcome = self.identity.admit(&hello).map_err(End::Refused)?;
-        connection.link.queue(|out| out.welcome(&welcome));
-        connection.link.flush()?;
-        Ok(hello)
-    }
-
-    /// Reads requests and writes what the socket did not take at once, until something ends it.
-    async fn serve(
-        self: &Rc<Self>,
-        connection: &Rc<Connection>,
-        source: &mut Source,
-        inbox: &mut Inbox<Request, AlignedBuf>,
-    ) -> Result<(), End> {
-        let link = &connection.link;
-        let mut memory = self.memory.clone();
-        loop {
-            while self.may_read(connection) {
-                match inbox.next(&mut memory)? {
-                    Some((rpc, request)) => self.arrive(connection, rpc, request),
-                    None => break,
-                }
-            }
-            if connection.gone.get() {
-                return Ok(());
-            }
-            if self.stopping.get() && connection.held.get() == 0 && link.queued() == 0 {
-                return Err(End::Stopping);
-            }
-            tokio::select! {
-                biased;
-                () = link.changed.notified() => {}
-                written = link.drain(), if link.blocked() => written?,
-                read = source.read(inbox), if self.may_read(connection) => if read? == 0 { return Ok(()) },
-            }
-        }
-    }
-
     /// Whether there is room for one more request. Room for a large one is not asked for: a connection may exceed its
     /// share by one request.
     fn may_read(&self, connection: &Connection) -> bool {
-        let room = connection.held.get() + connection.link.queued() < TDP_INFLIGHT_BYTES_MAX
+        let room = connection.held.get() + connection.line.queued() < TDP_INFLIGHT_BYTES_MAX
             && self.held.get() < TDP_SERVER_BYTES_MAX;
         if !room {
             self.held_back.set(true);
@@ -375,17 +253,8 @@ impl Shared {
         connection.held.set(connection.held.get() - cost);
         self.held.set(self.held.get() - cost);
         if self.stopping.get() && connection.held.get() == 0 {
-            connection.link.changed.notify_one();
+            connection.line.changed().notify_one();
         }
-    }
-}
-
-fn last_word(end: End) -> Option<Refusal> {
-    match end {
-        End::Wire(WireError::Refused(_)) | End::Io(_) | End::Silent | End::Closed => None,
-        End::Wire(e) => Some(Refusal::Protocol(e.to_string())),
-        End::Refused(refusal) => Some(refusal),
-        End::Stopping => Some(Refusal::Unavailable("the agent stops".into())),
     }
 }
 
