@@ -15,10 +15,11 @@ mod targets;
 use anyhow::{Context, Result, bail};
 use fio::{Extent, JOBS, RAW_FRAME};
 use serde::Serialize;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use table::{Measured, Table};
-use targets::Target;
+use targets::{Owner, Target, Volume};
 use torus_e2e::scratch::Scratch;
 
 /// The targets' names.
@@ -52,6 +53,10 @@ pub struct Options {
     #[arg(long, value_name = "COPIES", value_delimiter = ',', default_values_t = REPLICAS,
           value_parser = clap::value_parser!(u8).range(1..=3))]
     replicas: Vec<u8>,
+    /// Volumes whose owner is in the first agent, or in a process apart from all agents, or both. What --check judges needs
+    /// the first
+    #[arg(long, value_name = "WHERE", value_enum, value_delimiter = ',', default_value = "agent")]
+    owner: Vec<Owner>,
     /// These jobs alone, by their names in the report.
     #[arg(long, value_name = "JOB", value_delimiter = ',', value_parser = fio::job_named)]
     only: Vec<fio::Job>,
@@ -72,6 +77,14 @@ struct Floor {
     roundtrip_us: f64,
 }
 
+impl Options {
+    /// What of Torus is measured, each once.
+    fn volumes(&self) -> Vec<Volume> {
+        let of = |&replicas: &u8| self.owner.iter().map(move |&owner| Volume { replicas, owner });
+        self.replicas.iter().flat_map(of).collect::<BTreeSet<_>>().into_iter().collect()
+    }
+}
+
 /// Measures, reports, and judges if asked to.
 pub fn run(options: &Options) -> Result<bool> {
     if options.rounds == 0 || options.seconds == 0 {
@@ -88,13 +101,11 @@ pub fn run(options: &Options) -> Result<bool> {
     }?;
     let dir = scratch.path();
     println!("building, and starting a cluster");
-    let mut replicas = options.replicas.clone();
-    replicas.sort_unstable();
-    replicas.dedup();
-    let cluster = targets::cluster(bytes, &replicas, dir)?;
+    let volumes = options.volumes();
+    let mut cluster = targets::cluster(bytes, &volumes, dir)?;
     let mut targets = vec![targets::nbdkit(bytes, dir)?, targets::raw(bytes, dir)?];
-    for replicas in replicas {
-        targets.push(targets::torus(&cluster, replicas, bytes)?);
+    for volume in volumes {
+        targets.push(targets::torus(&mut cluster, volume, bytes)?);
     }
     for target in &targets {
         println!("filling {} with {} MiB", target.name, bytes >> 20);

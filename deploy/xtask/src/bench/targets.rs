@@ -60,26 +60,67 @@ pub fn raw(bytes: u64, scratch: &Path) -> Result<Target> {
 /// Agents of the cluster that is measured.
 const AGENTS: usize = 3;
 
-/// A cluster with disks below `base` that hold three times what volumes of `bytes` with these numbers of copies do: there is to
+/// A cluster with disks below `base` that hold three times what these volumes of `bytes` do: there is to
 /// be room for what is overwritten.
-pub fn cluster(bytes: u64, replicas: &[u8], base: &Path) -> Result<Cluster> {
-    let copies: u64 = replicas.iter().copied().map(u64::from).sum();
+pub fn cluster(bytes: u64, volumes: &[Volume], base: &Path) -> Result<Cluster> {
+    let copies: u64 = volumes.iter().map(|volume| u64::from(volume.replicas)).sum();
     let disk_mib = (copies * bytes / AGENTS as u64 * 3) >> 20;
     let options = Options {
         agents: AGENTS,
         disk_size: format!("{}MiB", disk_mib.max(2048)),
+        exports: volumes.iter().filter(|volume| volume.owner == Owner::Agent).map(Volume::name).collect(),
         base: Some(base.into()),
         ..Options::default()
     };
     Cluster::start(options)
 }
 
-/// A volume of `cluster`, served by a process of its own on a unix socket. Its processes are that one and all agents.
-pub fn torus(cluster: &Cluster, replicas: u8, bytes: u64) -> Result<Target> {
-    let volume = format!("bench-r{replicas}");
-    let (size, copies) = (bytes.to_string(), replicas.to_string());
-    cluster.torusctl(["volume", "create", &volume, &size, "--replicas", &copies])?;
-    let owner = cluster.serve(&volume, &volume, false)?;
+/// Where a volume's owner lives.
+#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Owner {
+    /// In the first agent, as on a Kubernetes node.
+    Agent,
+    /// In a process of its own, which no agent is in.
+    Apart,
+}
+
+/// A volume that is measured.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Volume {
+    /// How many copies of it there are.
+    pub replicas: u8,
+    /// Who serves it.
+    pub owner: Owner,
+}
+
+impl Volume {
+    /// What it is called in tables.
+    pub fn title(&self) -> String {
+        match self.owner {
+            Owner::Agent => super::torus(self.replicas),
+            Owner::Apart => format!("{} apart", super::torus(self.replicas)),
+        }
+    }
+
+    fn name(&self) -> String {
+        match self.owner {
+            Owner::Agent => format!("bench-r{}", self.replicas),
+            Owner::Apart => format!("bench-r{}-apart", self.replicas),
+        }
+    }
+}
+
+/// A volume of `cluster` on a unix socket. The processes that serve it are all agents, and that of its owner.
+pub fn torus(cluster: &mut Cluster, volume: Volume, bytes: u64) -> Result<Target> {
+    let (name, copies) = (volume.name(), volume.replicas.to_string());
+    cluster.torusctl(["volume", "create", &name, &bytes.to_string(), "--replicas", &copies])?;
+    let (uri, own) = match volume.owner {
+        Owner::Agent => (cluster.exported(&name)?, vec![]),
+        Owner::Apart => {
+            let owner = cluster.serve(&name, &name, false)?;
+            (owner.uri(), vec![owner.process])
+        }
+    };
     let shared = cluster.agents.iter().map(Process::pid).collect();
-    Ok(Target { name: super::torus(replicas), way: Way::Nbd(owner.uri()), own: vec![owner.process], shared })
+    Ok(Target { name: volume.title(), way: Way::Nbd(uri), own, shared })
 }
