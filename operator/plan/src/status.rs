@@ -3,10 +3,13 @@
 //! Equal input gives an equal status, so that one that says nothing new is not written; the time of a condition moves only
 //! with its status.
 
-use crate::cluster::{Observed, Obstacle, Plan, Store, StoreCluster, UpdateState};
+use crate::cluster::{Observed, Obstacle, Plan, Pod, Store, StoreCluster, UpdateState};
 use crate::objects::Kind;
 use std::collections::BTreeSet;
 use torus_api::{AgentStatus, Condition, EtcdStatus, Quantity, TorusClusterSpec, TorusClusterStatus, set_condition};
+
+/// The state of an agent that gives no sign of life.
+const DOWN: &str = "Down";
 
 /// The status. `before`: as it is; `now`: in RFC 3339, for conditions whose status changes.
 #[must_use]
@@ -23,7 +26,10 @@ pub fn cluster_status(
     status.observed_generation = generation;
     let set = format!("{name}-agent");
     let pods: Vec<_> = seen.pods.iter().filter(|(_, pod)| pod.set == set).collect();
-    let ready = pods.iter().filter(|(_, pod)| pod.is_ready).count();
+    let agents = agents(&pods, seen, &set);
+    // A pod may pass for ready some seconds longer than its agent lives.
+    let runs = |((_, pod), agent): &(&(&String, &Pod), &AgentStatus)| pod.is_ready && agent.state != DOWN;
+    let ready = pods.iter().zip(&agents).filter(runs).count();
     let asked = usize::try_from(spec.storage.count).unwrap_or(0);
     status.agents_summary = Some(format!("{ready}/{asked}"));
     if let Some(cluster) = seen.cluster() {
@@ -32,7 +38,7 @@ pub fn cluster_status(
     if !plan.endpoints.is_empty() && plan.refused.is_none() {
         status.etcd = Some(EtcdStatus { endpoints: plan.endpoints.clone() });
     }
-    status.agents = agents(&pods, seen, &set);
+    status.agents = agents;
     let mut tell = |kind: &str, holds: bool, reason: &str, message: String| {
         let condition = Condition {
             kind: kind.into(),
@@ -92,20 +98,20 @@ fn of_store(cluster: &StoreCluster, spec: &TorusClusterSpec, status: &mut TorusC
     status.version = (!versions.is_empty()).then(|| versions.into_iter().collect::<Vec<_>>().join(", "));
 }
 
-fn agents(pods: &[(&String, &crate::cluster::Pod)], seen: &Observed, set: &str) -> Vec<AgentStatus> {
+fn agents(pods: &[(&String, &Pod)], seen: &Observed, set: &str) -> Vec<AgentStatus> {
     let revision = seen
         .objects
         .iter()
         .find(|(key, _)| key.kind == Kind::StatefulSet && key.name == set)
         .and_then(|(_, found)| found["status"]["updateRevision"].as_str());
-    let one = |name: &String, pod: &crate::cluster::Pod| {
+    let one = |name: &String, pod: &Pod| {
         let names = [Some(name), pod.node.as_ref()];
         let agent =
             seen.cluster().and_then(|cluster| names.iter().flatten().find_map(|name| cluster.agents.get(*name)));
         let state = match agent {
             Some(agent) if agent.is_alive && agent.failed_disks > 0 => "FailedDisk",
             Some(agent) if agent.is_alive => "Up",
-            Some(_) => "Down",
+            Some(_) => DOWN,
             None => "Starting",
         };
         AgentStatus {

@@ -82,6 +82,11 @@ fn what_is_wrong_is_said_where_one_looks_for_it() {
     assert_eq!((degraded.phase.as_deref(), degraded.health.as_deref()), (Some("Degraded"), Some("AtRisk")));
     assert!(told(&degraded, "Healthy").2.contains("db (1/2)"));
     assert_eq!(degraded.redundancy.as_deref(), Some("1/2"));
+    let mut dead = healthy();
+    dead.agents.values_mut().next().unwrap().is_alive = false;
+    let fewer = status(&seen(Store::Cluster(dead), 3), &ready, "t2");
+    assert_eq!(fewer.agents_summary.as_deref(), Some("2/3"), "its pod is ready, and it does not live");
+    assert!(told(&fewer, "Ready").2.contains("2 of 3"));
     let lost = status(&seen(Store::Failed("cannot reach 10.0.0.9".into()), 3), &ready, "t2");
     assert_eq!(told(&lost, "Etcd"), (ConditionStatus::False, "Unreachable".into(), told(&lost, "Etcd").2));
     assert!(told(&lost, "Ready").2.contains("10.0.0.9"));
