@@ -113,6 +113,12 @@ pub const ALL: &[Scenario] = &[
         run: volumes::fs_group,
     },
     Scenario {
+        name: "refused",
+        about: "an unknown parameter, a claim larger than the pool and a made-up volume are refused in events",
+        needs: Needs::Pool,
+        run: volumes::refused,
+    },
+    Scenario {
         name: "agent-deleted",
         about: "the agent on a pod's node is replaced while the pod writes",
         needs: Needs::Pool,

@@ -1,10 +1,10 @@
-//! Where pods are, and who they are: a node that has no storage agent, a user that is not root.
+//! Where pods are, and who they are: a node that has no storage agent, a user that is not root; and claims that cannot be met.
 
 use super::World;
-use super::world::Pod;
+use super::world::{GONE, Pod};
 use crate::kube::node::PAUSE_IMAGE;
 use anyhow::{Context, Result, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// A pod on a node that has no storage agent.
 pub fn node_without_agent(world: &mut World) -> Result<()> {
@@ -47,4 +47,68 @@ pub fn fs_group(world: &mut World) -> Result<()> {
     // The directory belongs to the group, and what is made in it too.
     ensure!(said.split_ascii_whitespace().eq(["2000", "2000", "1000"]), "groups and user: {said}");
     world.delete_pod("somebody")
+}
+
+/// What cannot be is said where a person looks for it: in the events of the claim, or of the pod.
+pub fn refused(world: &mut World) -> Result<()> {
+    let class = json!({
+        "apiVersion": "storage.k8s.io/v1",
+        "kind": "StorageClass",
+        "metadata": {"name": "e2e-odd"},
+        "provisioner": "csi.torus.storage",
+        "parameters": {"replica": "3"},
+    });
+    world.kubectl().apply(&class.to_string())?;
+    world.claim("odd", "64Mi", &json!({"storageClassName": "e2e-odd"}))?;
+    world.claim("huge", "60Ti", &json!({}))?;
+    // A volume that somebody made up, with a claim of its own.
+    let handle = "../../etc/shadow";
+    let disk = format!("{}-made-up", world.namespace());
+    let volume = json!({
+        "apiVersion": "v1",
+        "kind": "PersistentVolume",
+        "metadata": {"name": disk},
+        "spec": {
+            "capacity": {"storage": "64Mi"},
+            "accessModes": ["ReadWriteOnce"],
+            "persistentVolumeReclaimPolicy": "Retain",
+            "storageClassName": "",
+            "csi": {"driver": "csi.torus.storage", "volumeHandle": handle},
+            "claimRef": {"namespace": world.namespace(), "name": "made-up"},
+        },
+    });
+    world.kubectl().apply(&volume.to_string())?;
+    world.claim("made-up", "64Mi", &json!({"storageClassName": "", "volumeName": disk}))?;
+    world.pod(&Pod::new("waiting", "made-up"))?;
+    told(world, "odd", &["\"replica\"", "replicas"])?;
+    told(world, "huge", &["larger than the pool", "bytes in all"])?;
+    told(world, "waiting", &[handle])?;
+    for claim in ["odd", "huge"] {
+        let claim = world.kubectl().json(["get", "pvc", claim, "-n", world.namespace()])?;
+        ensure!(claim["status"]["phase"] == "Pending", "{} is {}", claim["metadata"]["name"], claim["status"]["phase"]);
+    }
+    world.delete_pod("waiting")?;
+    for claim in ["odd", "huge", "made-up"] {
+        world.kubectl_here(["delete", "pvc", claim, "--wait=false"])?;
+        world.kubectl().until_gone(["pvc", claim, "-n", world.namespace()], GONE)?;
+    }
+    world.kubectl().run(["delete", "storageclass", "e2e-odd"])?;
+    world.kubectl().run(["delete", "pv", &disk, "--wait=false"])?;
+    world.kubectl().until_gone(["pv", &disk], GONE)
+}
+
+/// Waits until an event of an object has all of `words` in it.
+fn told(world: &World, name: &str, words: &[&str]) -> Result<()> {
+    let field = format!("involvedObject.name={name}");
+    let of = ["events", "-n", world.namespace(), "--field-selector", &field];
+    let says = |event: &Value| {
+        let message = event["message"].as_str().unwrap_or_default();
+        words.iter().all(|word| message.contains(word)).then(|| message.to_owned())
+    };
+    let found = world.kubectl().until(of, &format!("{name} is told {words:?}"), GONE, |events| {
+        events["items"].as_array().is_some_and(|events| events.iter().any(|event| says(event).is_some()))
+    })?;
+    let said = found["items"].as_array().into_iter().flatten().find_map(says).unwrap_or_default();
+    world.say(&format!("{name}: {said}"));
+    Ok(())
 }
