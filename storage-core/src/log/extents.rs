@@ -16,7 +16,11 @@ use crate::meta::docs::{Seal, encode};
 use crate::meta::{Revision, Write, keys};
 use crate::mutation::{self, Mutation};
 use crate::peer::{Class, Rejection, Request, Response, Unanswered};
+use crate::ring::Ensemble;
 use crate::time::Instant;
+
+/// Numbers that are tried for an extent that is to lie beside its owner.
+const NEAR_DRAWS: usize = 32;
 
 /// What makes room may use the last of it.
 fn class(stream: Stream, cold: bool) -> Class {
@@ -75,9 +79,7 @@ impl Log {
         let mut drawn = Vec::new();
         let mut puts = Vec::new();
         for _ in 0..count {
-            let seq = self.draw();
-            let id = ExtentId { volume: self.config.volume, seq };
-            let ensemble = self.ring.place(id, self.config.replicas, |agent| self.peers.eligible(agent, class, 0));
+            let (seq, ensemble) = self.draw(class);
             let kept = !self.may_take(Use::of(stream, cold));
             let enough = ensemble.members.len() >= self.members_min();
             if kept || !enough {
@@ -114,14 +116,26 @@ impl Log {
         drawn
     }
 
-    /// A number for an extent.
-    fn draw(&mut self) -> ExtentSeq {
-        self.drawn += 1;
+    /// A number for an extent, and where the ring has it. Of the next few, one whose copies lie beside the owner as well, while
+    /// there is as much room as elsewhere: reads then need no network, and writes one copy less.
+    fn draw(&mut self, class: Class) -> (ExtentSeq, Ensemble) {
         let epoch = match mutation::active(Mutation::ExtentReused) {
             true => crate::ids::Epoch(1),
             false => self.writer.epoch(),
         };
-        ExtentSeq::new(epoch, self.drawn).expect("an epoch registers fewer than 4 billion extents")
+        let place = |count| {
+            let seq = ExtentSeq::new(epoch, count).expect("an epoch registers fewer than 4 billion extents");
+            let id = ExtentId { volume: self.config.volume, seq };
+            (seq, self.ring.place(id, self.config.replicas, |agent| self.peers.eligible(agent, class, 0)))
+        };
+        let next = self.drawn + 1;
+        let near = self.config.near.filter(|&near| self.peers.is_roomy(near));
+        let is_near = |ensemble: &Ensemble| near.is_some_and(|near| ensemble.members.contains(&near));
+        let found = (next..).take(NEAR_DRAWS).find(|&count| near.is_none() || is_near(&place(count).1));
+        let count = found.unwrap_or(next);
+        let drawn = place(count);
+        self.drawn = count;
+        drawn
     }
 
     pub(super) fn on_registered(&mut self, now: Instant, extents: &[ExtentSeq], at: Revision, out: &mut Effects) {

@@ -114,6 +114,14 @@ impl Peers {
         self.agents.get(&id).is_some_and(|p| p.up && !p.suspect && room(p) && (spare == 0 || p.space.free > spare))
     }
 
+    /// Has at least half as large a part of its room free as all agents together.
+    #[must_use]
+    pub fn is_roomy(&self, id: AgentId) -> bool {
+        let all: FreeSpace = self.agents.values().filter(|p| p.up).map(|p| p.space).sum();
+        let part = |a: u32, b: u32| u128::from(a) * u128::from(b);
+        self.agents.get(&id).is_some_and(|p| 2 * part(p.space.free, all.total) >= part(p.space.total, all.free))
+    }
+
     /// A request to it went unanswered. Its leases stand: it gave its word.
     pub fn suspect(&mut self, now: Instant, id: AgentId) {
         if let Some(peer) = self.agents.get_mut(&id) {

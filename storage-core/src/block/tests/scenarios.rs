@@ -159,6 +159,45 @@ fn overwriting_for_ever_needs_no_more_room_than_garbage_collection_leaves() {
 }
 
 #[test]
+fn extents_lie_beside_the_owner_while_there_is_room_and_are_read_there() {
+    let mut w = World::new(6, 24, 2, 64 * 1024, AckMode::Durable);
+    let near = AgentId(4);
+    let members = |w: &World| -> Vec<Vec<AgentId>> {
+        let table = &w.owner.serving().unwrap().log.table;
+        table.iter().map(|(_, entry)| entry.members.iter().map(|member| member.agent).collect()).collect()
+    };
+    let fill = |w: &mut World, extents, tag| {
+        for lba in (0..extents * EXTENT_BLOCKS).step_by(256) {
+            w.write(lba.into(), 256, tag);
+        }
+    };
+    fill(&mut w, 4, 0);
+    assert!(members(&w).iter().any(|members| !members.contains(&near)), "by the ring alone it has a third of them");
+    assert_eq!(w.io(IoOp::Trim { lba: Lba(0), blocks: 64 * 1024, fua: false }), Ok(IoDone::Done));
+    w.idle(Duration::from_secs(60));
+    w.near = Some(near);
+    w.open();
+    fill(&mut w, 4, 1);
+    w.idle(Duration::from_secs(60));
+    let all = members(&w);
+    assert!(all.len() > 4 && all.iter().all(|members| members.contains(&near)), "{all:?}");
+    let asked =
+        |w: &World| w.agents.iter().filter(|(id, _)| **id != near).map(|(_, agent)| agent.requests).sum::<u64>();
+    let before = asked(&w);
+    for lba in (0..4 * EXTENT_BLOCKS).step_by(64) {
+        assert_eq!(w.read(lba.into(), 1), content(lba.into(), 1, 1));
+    }
+    assert!(asked(&w) - before < 4, "others were asked for more than a lease: {}", asked(&w) - before);
+    // It does not become full before the others.
+    fill(&mut w, 30, 2);
+    let free: Vec<_> = w.agents.iter().map(|(id, agent)| (*id, agent.free_slots())).collect();
+    assert!(
+        free.iter().all(|(_, free)| *free > 3) && members(&w).iter().any(|members| !members.contains(&near)),
+        "{free:?}"
+    );
+}
+
+#[test]
 fn a_pool_that_is_really_full_refuses_writes_and_still_reads() {
     let mut w = World::new(2, 12, 2, 64 * 1024, AckMode::Durable);
     let mut acked = 0;

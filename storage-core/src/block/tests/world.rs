@@ -75,6 +75,14 @@ pub struct World {
     pub done: BTreeMap<IoId, Result<IoDone, IoError>>,
     next_io: u64,
     nonce: u64,
+    /// The agent beside the next owner.
+    pub near: Option<AgentId>,
+}
+
+impl Agent {
+    pub fn free_slots(&self) -> u32 {
+        self.member.as_ref().map_or(0, |member| member.free_space().free)
+    }
 }
 
 impl World {
@@ -108,6 +116,7 @@ impl World {
             done: BTreeMap::new(),
             next_io: 0,
             nonce: 0,
+            near: None,
         };
         for id in ids {
             let geometry = Geometry::with_slots(EXTENT_BLOCKS, slots).unwrap();
@@ -178,7 +187,7 @@ impl World {
     pub fn begin_open(&mut self) {
         self.nonce += 1;
         self.inbox.clear();
-        self.owner = Volume::new(config(self.nonce), self.ring.clone());
+        self.owner = Volume::new(VolumeConfig { near: self.near, ..config(self.nonce) }, self.ring.clone());
         self.views();
     }
 
