@@ -17,11 +17,15 @@ use crate::node::{Keeper, NodeError, Record, Role, Settled};
 use crate::process::told;
 use futures::stream::{self, StreamExt};
 use std::time::Duration;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tonic::Code;
+use torus_core::ids::VolumeId;
 
 /// How long is waited before a device is taken over that could not be.
 const RETRY: Duration = Duration::from_secs(2);
+/// How long a process that has ended may seem to serve a volume.
+const LETTING_GO: Duration = Duration::from_secs(2);
+const POLL: Duration = Duration::from_millis(50);
 
 impl NodeService {
     /// Sees to every record of an agent that is gone. What fails is logged, told as the volume's condition, and tried again if its
@@ -31,8 +35,26 @@ impl NodeService {
             Ok(all) => all,
             Err(error) => return tracing::error!("cannot tell what was attached here: {}", told(&error)),
         };
-        let orphans = all.into_iter().filter(|found| !found.served && found.record.keeper.role == Role::Agent);
-        stream::iter(orphans).for_each_concurrent(AT_ONCE, |found| self.restore_one(found.record)).await;
+        let of_agents = all.into_iter().map(|found| found.record).filter(|record| record.keeper.role == Role::Agent);
+        let restore = async |record: Record| {
+            if self.is_let_go(record.volume).await {
+                self.restore_one(record).await;
+            }
+        };
+        stream::iter(of_agents).for_each_concurrent(AT_ONCE, restore).await;
+    }
+
+    /// Whether nobody serves `volume` any more. A process that ends while it starts another leaves its locks to that one for a
+    /// moment.
+    async fn is_let_go(&self, volume: VolumeId) -> bool {
+        let deadline = Instant::now() + LETTING_GO;
+        while self.0.attachments.records().is_served(volume) {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            sleep(POLL).await;
+        }
+        true
     }
 
     async fn restore_one(&self, record: Record) {
