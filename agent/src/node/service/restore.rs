@@ -44,8 +44,8 @@ impl NodeService {
         stream::iter(of_agents).for_each_concurrent(AT_ONCE, restore).await;
     }
 
-    /// Whether nobody serves `volume` any more. A process that ends while it starts another leaves its locks to that one for a
-    /// moment.
+    /// Whether nobody serves `volume` any more. A service that was stopped takes a moment to let go, and a process that ends while
+    /// it starts another leaves its locks to that one for as long.
     async fn is_let_go(&self, volume: VolumeId) -> bool {
         let deadline = Instant::now() + LETTING_GO;
         while self.0.attachments.records().is_served(volume) {
