@@ -126,14 +126,13 @@ impl<S, R> End<S, R> {
         self.receives.news.notified().await;
     }
 
-    /// Moves what has come to the end of `into`, in order. False: the connection is closed, and there was no more.
+    /// Moves what has come to the end of `into`, in order. False: the connection is closed, and there will be no more.
     pub fn take(&self, into: &mut impl Extend<(RpcId, R)>) -> bool {
-        // Looked at first: whatever was sent before the end is there by then.
+        // Looked at first: whatever was sent before the end is there by then. That there was something says nothing of what
+        // [`End::arrival`] will tell, as one word of it stands for any number of messages and for the end.
         let open = !self.receives.closed.load(Ordering::Acquire);
-        let mut messages = self.receives.messages.lock().unwrap_or_else(PoisonError::into_inner);
-        let some = !messages.is_empty();
-        into.extend(messages.drain(..));
-        open || some
+        into.extend(self.receives.messages.lock().unwrap_or_else(PoisonError::into_inner).drain(..));
+        open
     }
 
     /// Closes the connection for both ends.

@@ -38,6 +38,11 @@ fn peers(cluster: ClusterId) -> Peers {
     Peers::new(cluster, Role::Owner, "test".into(), memory(), None)
 }
 
+/// An owner in the process of the agent behind `door`.
+fn beside(door: LocalDoor) -> Peers {
+    Peers::new(CLUSTER, Role::Owner, "test".into(), memory(), Some(door))
+}
+
 /// An agent on a thread of its own that is entered by a door, and what ends it.
 fn inside(agent: AgentId) -> (LocalDoor, tokio::sync::oneshot::Sender<()>, std::thread::JoinHandle<()>) {
     let (door, doorway) = LocalDoor::new(agent);
@@ -128,7 +133,7 @@ fn requests_of_all_sizes_are_answered_in_both_directions() {
 fn an_agent_of_this_process_answers_alike_and_without_an_address() {
     let (door, end, thread) = inside(AGENT);
     run(async {
-        let peers = Peers::new(CLUSTER, Role::Owner, "test".into(), memory(), Some(door));
+        let peers = beside(door);
         exchange(&peers).await;
         // Nobody listens anywhere: another agent is not to be had.
         peers.send(AgentId(0xb2), RpcId(100), read(1, 1));
@@ -143,7 +148,7 @@ fn an_agent_of_this_process_answers_alike_and_without_an_address() {
 fn an_agent_of_this_process_that_ends_leaves_nothing_unanswered() {
     let (door, end, thread) = inside(AGENT);
     run(async {
-        let peers = Peers::new(CLUSTER, Role::Owner, "test".into(), memory(), Some(door));
+        let peers = beside(door);
         exchange(&peers).await;
         end.send(()).unwrap();
         thread.join().unwrap();
@@ -166,6 +171,48 @@ fn an_agent_of_this_process_that_ends_leaves_nothing_unanswered() {
     });
 }
 
+/// One wake-up stands for the message and for the end.
+#[test]
+fn a_last_message_and_the_end_arrive_together() {
+    run(async {
+        let (ours, theirs) = super::local::pair::<u8, u8>();
+        ours.push(RpcId(1), 7);
+        ours.flush();
+        drop(ours);
+        let (mut got, mut open) = (Vec::new(), true);
+        while open {
+            timeout(Duration::from_secs(10), theirs.arrival()).await.expect("the end is told");
+            open = theirs.take(&mut got);
+        }
+        assert_eq!(got, [(RpcId(1), 7)]);
+    });
+}
+
+#[test]
+fn an_agent_of_this_process_answers_and_ends_in_one_moment_and_both_are_told() {
+    run(async {
+        let server = server();
+        let (door, doorway) = LocalDoor::new(AGENT);
+        server.open(doorway);
+        let peers = beside(door);
+        peers.send(AGENT, RpcId(1), read(1, 1));
+        peers.send(AGENT, RpcId(2), read(2, 1));
+        let mut requests = Vec::new();
+        while requests.len() < 2 {
+            server.arrival().await;
+            server.take(&mut requests);
+        }
+        server.reply(requests[0].0, Response::Leased);
+        server.flush();
+        server.kill();
+        let mut seen = Vec::new();
+        assert!(matches!(next(&peers, &mut seen).await, PeerEvent::Up { .. }));
+        assert!(matches!(next(&peers, &mut seen).await, PeerEvent::Answer { rpc: RpcId(1), result: Ok(_), .. }));
+        assert!(matches!(next(&peers, &mut seen).await, PeerEvent::Answer { rpc: RpcId(2), result: Err(_), .. }));
+        assert!(matches!(next(&peers, &mut seen).await, PeerEvent::Down { .. }));
+    });
+}
+
 #[test]
 fn an_owner_that_ends_leaves_an_agent_of_its_process() {
     run(async {
@@ -173,14 +220,21 @@ fn an_owner_that_ends_leaves_an_agent_of_its_process() {
         let _task = answer(server.clone());
         let (door, doorway) = LocalDoor::new(AGENT);
         server.open(doorway);
-        let peers = Peers::new(CLUSTER, Role::Owner, "test".into(), memory(), Some(door));
+        let peers = beside(door);
         exchange(&peers).await;
         let connections = || server.stats().connections.load(std::sync::atomic::Ordering::Relaxed);
         assert_eq!(connections(), 1);
+        // With a last word that nobody waits for.
+        peers.send(AGENT, RpcId(100), read(1, 1));
+        peers.flush();
         drop(peers);
-        while connections() > 0 {
-            yield_now().await;
-        }
+        let left = async {
+            while connections() > 0 {
+                yield_now().await;
+            }
+        };
+        timeout(Duration::from_secs(10), left).await.expect("its connection ends");
+        assert!(server.is_drained());
     });
 }
 

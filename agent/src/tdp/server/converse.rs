@@ -210,7 +210,7 @@ impl Shared {
         connection: &Rc<Connection>,
         end: &End<Response, Request>,
     ) -> Result<(), Over> {
-        let mut requests = VecDeque::new();
+        let (mut requests, mut open) = (VecDeque::new(), true);
         loop {
             while self.may_read(connection)
                 && let Some((rpc, request)) = requests.pop_front()
@@ -218,10 +218,13 @@ impl Shared {
                 self.arrive(connection, rpc, request);
             }
             self.look(connection)?;
+            if !open && requests.is_empty() {
+                return Ok(());
+            }
             tokio::select! {
                 biased;
                 () = end.changed.notified() => {}
-                () = end.arrival(), if requests.is_empty() => if !end.take(&mut requests) { return Ok(()) },
+                () = end.arrival(), if requests.is_empty() => open = end.take(&mut requests),
             }
         }
     }
