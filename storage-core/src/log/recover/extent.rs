@@ -151,9 +151,13 @@ impl Extent {
     pub(super) fn heard_out(&mut self, now: Instant, silent: bool) -> bool {
         if silent {
             self.silent.get_or_insert(now);
+        }
+        let heard_out = self.silent.is_none_or(|at| now.since(at) >= FENCE_GRACE_THIN);
+        if silent || !heard_out {
+            // Whoever answers at once is not to be asked in a circle meanwhile.
             self.retry = now + RETRY_PAUSE / 4;
         }
-        self.silent.is_none_or(|at| now.since(at) >= FENCE_GRACE_THIN)
+        heard_out
     }
 
     pub(super) fn filling(&mut self, target: AgentId) -> Option<&mut Filling> {
@@ -212,7 +216,9 @@ mod tests {
         let (mut x, t) = (extent(&[(1, open(7, false)), (2, open(9, false))]), Instant::default());
         assert!(x.heard_out(t, false), "both have spoken");
         assert!(!x.heard_out(t, true));
-        assert!(!x.heard_out(t + FENCE_GRACE_THIN / 2, false), "another's word does not end the wait");
+        let later = t + FENCE_GRACE_THIN / 2;
+        assert!(!x.heard_out(later, false), "another's word does not end the wait");
+        assert!(x.retry > later, "who has spoken is not asked again at once");
         assert!(x.heard_out(t + FENCE_GRACE_THIN, true));
     }
 
