@@ -157,18 +157,21 @@ impl fmt::Debug for ExtentId {
 
 /// An extent's number inside its volume: the epoch that registered it in the high 32 bits, a count in the low 32.
 /// Two owners can therefore never draw the same one. An owner that writes 1 GB/s uses up its numbers in half a year of the
-/// smallest extents, in nine years of those of the default size.
+/// smallest extents, in nine years of those of the default size; in half of that at the least where it passes some over.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ExtentSeq(pub u64);
 
 impl ExtentSeq {
     const COUNT_BITS: u32 = 32;
+    /// Above the count of any extent.
+    pub const COUNT_MAX: u64 = 1 << Self::COUNT_BITS;
 
     /// The `count`th extent that the owner of `epoch` draws; `None` when that epoch has used up its 4 billion.
     #[must_use]
     pub fn new(epoch: Epoch, count: u64) -> Option<Self> {
-        (count < 1 << Self::COUNT_BITS && epoch.0 < 1 << 32).then_some(Self(epoch.0 << Self::COUNT_BITS | count))
+        (count < Self::COUNT_MAX && epoch.0 >> (u64::BITS - Self::COUNT_BITS) == 0)
+            .then_some(Self(epoch.0 << Self::COUNT_BITS | count))
     }
 
     /// The epoch whose owner drew it.
@@ -180,7 +183,7 @@ impl ExtentSeq {
     /// Its number among those its epoch drew.
     #[must_use]
     pub fn count(self) -> u64 {
-        self.0 & ((1 << Self::COUNT_BITS) - 1)
+        self.0 & (Self::COUNT_MAX - 1)
     }
 }
 

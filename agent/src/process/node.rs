@@ -26,7 +26,8 @@ pub struct NodePart {
 }
 
 impl NodePart {
-    /// Starts one; `door` leads to the storage of this process, if it has any. The runtime that this is called on must go on running until it has stopped.
+    /// Starts one; `door` leads to the storage of this process, if it has any. The runtime that this is called on must go on
+    /// running until it has stopped.
     ///
     /// # Errors
     /// A sentence for a person.

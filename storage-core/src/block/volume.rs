@@ -38,7 +38,7 @@ pub struct VolumeConfig {
     pub frames_max: usize,
     /// How long an agent may be away before its copies are made anew elsewhere.
     pub grace: Duration,
-    /// The agent of the owner's own process, if it has one: read from first.
+    /// The agent of the owner's own process, if it has one: read from first, and a member of new extents where the ring allows.
     pub near: Option<AgentId>,
 }
 

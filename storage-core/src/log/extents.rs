@@ -129,11 +129,15 @@ impl Log {
             (seq, self.ring.place(id, self.config.replicas, |agent| self.peers.eligible(agent, class, 0)))
         };
         let next = self.drawn + 1;
-        let near = self.config.near.filter(|&near| self.peers.is_roomy(near));
-        let is_near = |ensemble: &Ensemble| near.is_some_and(|near| ensemble.members.contains(&near));
-        let found = (next..).take(NEAR_DRAWS).find(|&count| near.is_none() || is_near(&place(count).1));
-        let count = found.unwrap_or(next);
-        let drawn = place(count);
+        let first = place(next);
+        // Numbers that are passed over are used up: not more than half of them.
+        let near = self.config.near.filter(|&near| self.peers.eligible(near, class, 0) && self.peers.is_roomy(near));
+        let near = near.filter(|near| !first.1.members.contains(near) && next < ExtentSeq::COUNT_MAX / 2);
+        let found = near.and_then(|near| {
+            let mut others = (next + 1..).take(NEAR_DRAWS).map(|count| (count, place(count)));
+            others.find(|(_, (_, ensemble))| ensemble.members.contains(&near))
+        });
+        let (count, drawn) = found.unwrap_or((next, first));
         self.drawn = count;
         drawn
     }
