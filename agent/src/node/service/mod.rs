@@ -35,12 +35,15 @@ use futures::stream::{self, StreamExt};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tonic::Code;
 use torus_core::ids::{ClusterId, VolumeId};
 use torus_core::meta::docs::NodeDoc;
 
 /// Volumes that are seen to at once when the service starts or stops.
 const AT_ONCE: usize = 8;
+/// Pause between two looks at something that is about to change.
+const POLL: Duration = Duration::from_millis(50);
 
 /// What a node service is told.
 #[derive(Clone, Debug)]

@@ -8,7 +8,7 @@
 //! again, and mounted again at all their places. A pod's containers see the new mount when they are started again, which a
 //! program that gets I/O errors brings about by ending. Until then, the volume's condition says what happened.
 
-use super::{AT_ONCE, Inner, NodeService};
+use super::{AT_ONCE, Inner, NodeService, POLL};
 use crate::grpc::Failure;
 use crate::metadata::load_volume;
 use crate::node::filesystem::Wanted;
@@ -25,7 +25,6 @@ use torus_core::ids::VolumeId;
 const RETRY: Duration = Duration::from_secs(2);
 /// How long a process that has ended may seem to serve a volume.
 const LETTING_GO: Duration = Duration::from_secs(2);
-const POLL: Duration = Duration::from_millis(50);
 
 impl NodeService {
     /// Sees to every record of an agent that is gone. What fails is logged, told as the volume's condition, and tried again if its
@@ -36,10 +35,9 @@ impl NodeService {
             Err(error) => return tracing::error!("cannot tell what was attached here: {}", told(&error)),
         };
         let of_agents = all.into_iter().map(|found| found.record).filter(|record| record.keeper.role == Role::Agent);
-        let restore = async |record: Record| {
-            if self.is_let_go(record.volume).await {
-                self.restore_one(record).await;
-            }
+        let restore = async |record: Record| match self.is_let_go(record.volume).await {
+            true => self.restore_one(record).await,
+            false => tracing::warn!(volume = record.name, "another process of this host serves it: left to that one"),
         };
         stream::iter(of_agents).for_each_concurrent(AT_ONCE, restore).await;
     }

@@ -1,6 +1,6 @@
 //! How an attached volume is: its size, what is used of it, and whether it works.
 
-use super::{Inner, NodeService};
+use super::{Inner, NodeService, POLL};
 use crate::grpc::Failure;
 use crate::metadata::load_volume;
 use crate::node::{Keeper, Record, filesystem, mounts};
@@ -16,7 +16,6 @@ use torus_core::ids::{BLOCK_BYTES, VolumeId};
 const ASKED: Duration = Duration::from_secs(5);
 /// How long a device may take to grow after its volume has.
 const GROWN: Duration = Duration::from_secs(30);
-const POLL: Duration = Duration::from_millis(50);
 
 /// How a volume is.
 #[derive(Clone, Debug)]
