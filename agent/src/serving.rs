@@ -92,15 +92,14 @@ impl Serving {
         let device = Rc::new(Unaligned::new(volume.device()));
         let description = format!("Torus volume {}", info.id);
         let export = Export { name, description, device };
-        server.add(export)?;
-        let listening = match door {
-            Door::Socket(path) => server.listen_unix(path, SOCKET_MODE),
-            Door::Tcp(address) => server.listen_tcp(*address).map(|_| ()),
-        };
-        if let Err(error) = listening {
+        let shown = server.add(export).map_err(ServeError::from).and_then(|()| match door {
+            Door::Socket(path) => Ok(server.listen_unix(path, SOCKET_MODE)?),
+            Door::Tcp(address) => Ok(server.listen_tcp(*address).map(drop)?),
+        });
+        if let Err(error) = shown {
             // The reason why it is not served matters more than how it was let go.
             let _ = volume.close().await;
-            return Err(error.into());
+            return Err(error);
         }
         Ok(Self { server, volume })
     }
