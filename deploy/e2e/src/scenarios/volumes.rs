@@ -83,6 +83,14 @@ pub fn refused(world: &mut World) -> Result<()> {
     told(world, "odd", &["\"replica\"", "replicas"])?;
     told(world, "huge", &["larger than the pool", "bytes in all"])?;
     told(world, "waiting", &[handle])?;
+    // A pod that goes before its kubelet has told of the volume leaves the attachment there for as long as that kubelet
+    // has nothing else to tell (kubernetes#117042).
+    let pod = world.kubectl().json(["get", "pod", "waiting", "-n", world.namespace()])?;
+    let node = pod["spec"]["nodeName"].as_str().context("the pod is on no node")?.to_owned();
+    world.kubectl().until(["node", &node], "its kubelet tells of the volume", GONE, |node| {
+        let mut used = node["status"]["volumesInUse"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        used.any(|volume| volume.ends_with(handle))
+    })?;
     for claim in ["odd", "huge"] {
         let claim = world.kubectl().json(["get", "pvc", claim, "-n", world.namespace()])?;
         ensure!(claim["status"]["phase"] == "Pending", "{} is {}", claim["metadata"]["name"], claim["status"]["phase"]);
