@@ -40,7 +40,7 @@
 //! The network, and how many requests an owner may have open: the agent's, which thereby bounds every queue here.
 //!
 //! # Tests that hold it
-//! `tests/serve.rs` goes through the requests, `tests/restart.rs` through crashes and damage one by one,
+//! `tests/serve/` goes through the requests, `tests/restart.rs` through crashes and damage one by one,
 //! `tests/random.rs` drives random requests into a crash at every point that keeps any sectors of the commit in flight,
 //! `tests/golden.rs` reads disks that earlier versions wrote. Each of these changes makes at least one fail (tried one
 //! by one): answering at acceptance; keeping a fence in memory only, writing it to one of its places only, or answering

@@ -1,0 +1,6 @@
+mod handshake;
+mod transmission;
+
+use super::*;
+use crate::limits::*;
+use proptest::prelude::*;
