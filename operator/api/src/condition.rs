@@ -3,6 +3,9 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+/// Longest message of a condition: [`Condition::message`]'s bound.
+const MESSAGE_CHARS_MAX: usize = 32_768;
+
 /// Whether a condition holds.
 #[derive(Serialize, Deserialize, Clone, Copy, PartialEq, Eq, Debug, JsonSchema)]
 pub enum ConditionStatus {
@@ -34,13 +37,29 @@ pub struct Condition {
     #[schemars(length(min = 1, max = 128))]
     pub reason: String,
     /// What is so, on which object, and what to do about it, for people.
-    #[schemars(length(max = 32_768))]
+    #[schemars(length(max = MESSAGE_CHARS_MAX))]
     pub message: String,
     /// When `status` last changed.
     #[schemars(length(max = 40), extend("format" = "date-time"))]
     pub last_transition_time: String,
     /// The generation of the object that this was found for.
     pub observed_generation: i64,
+}
+
+impl Condition {
+    /// What was found at `now` (RFC 3339) for a generation of an object. Of a message that is longer than the API takes the
+    /// beginning is kept.
+    #[must_use]
+    pub fn found(generation: i64, now: &str, kind: &str, holds: bool, reason: &str, message: &str) -> Self {
+        Self {
+            kind: kind.into(),
+            status: holds.into(),
+            reason: reason.into(),
+            message: message.chars().take(MESSAGE_CHARS_MAX).collect(),
+            last_transition_time: now.into(),
+            observed_generation: generation,
+        }
+    }
 }
 
 /// Puts a condition into a list, which stays ordered by type. The time of the last transition is kept unless the status

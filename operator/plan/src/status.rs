@@ -39,44 +39,31 @@ pub fn cluster_status(
         status.etcd = Some(EtcdStatus { endpoints: plan.endpoints.clone() });
     }
     status.agents = agents;
-    let mut tell = |kind: &str, holds: bool, reason: &str, message: String| {
-        let condition = Condition {
-            kind: kind.into(),
-            status: holds.into(),
-            reason: reason.into(),
-            message: message.chars().take(32_000).collect(),
-            last_transition_time: now.into(),
-            observed_generation: generation,
-        };
-        set_condition(&mut status.conditions, condition);
+    let mut tell = |kind: &str, holds: bool, reason: &str, message: &str| {
+        set_condition(&mut status.conditions, Condition::found(generation, now, kind, holds, reason, message));
     };
     let mut obstacle = |kind: &str, found: &Option<Obstacle>, good: (&str, &str)| match found {
-        Some(obstacle) => tell(kind, false, obstacle.reason, obstacle.message.clone()),
-        None => tell(kind, true, good.0, good.1.into()),
+        Some(obstacle) => tell(kind, false, obstacle.reason, &obstacle.message),
+        None => tell(kind, true, good.0, good.1),
     };
     obstacle("Accepted", &plan.refused, ("Accepted", "the spec can be carried out"));
     if plan.refused.is_none() {
         obstacle("Etcd", &plan.etcd, ("Answers", "etcd answers, and holds this cluster"));
     }
-    let healthy = health_condition(seen);
-    tell(
-        "Healthy",
-        healthy.is_none(),
-        healthy.as_ref().map_or("AllCopies", |o| o.reason),
-        healthy.map_or_else(|| "all data has all of its copies".into(), |obstacle| obstacle.message),
-    );
+    obstacle("Healthy", &health_condition(seen), ("AllCopies", "all data has all of its copies"));
     let (is_updating, reason, message) = updating(&plan.update);
-    tell("Updating", is_updating, reason, message);
+    tell("Updating", is_updating, reason, &message);
     let waits = not_ready(seen, plan, ready, asked);
     let is_ready = waits.is_none();
-    let waits =
-        waits.unwrap_or(Obstacle { reason: "Ready", message: "all agents run, and volumes can be made".into() });
-    tell("Ready", is_ready, waits.reason, waits.message);
+    match &waits {
+        Some(obstacle) => tell("Ready", false, obstacle.reason, &obstacle.message),
+        None => tell("Ready", true, "Ready", "all agents run, and volumes can be made"),
+    }
     if seen.is_deleting {
-        let held = plan.held.clone();
-        let held =
-            held.unwrap_or(Obstacle { reason: "Deleting", message: "what belongs to it is being deleted".into() });
-        tell("Deleting", plan.held.is_none(), held.reason, held.message);
+        match &plan.held {
+            Some(obstacle) => tell("Deleting", false, obstacle.reason, &obstacle.message),
+            None => tell("Deleting", true, "Deleting", "what belongs to it is being deleted"),
+        }
     }
     status.health = Some(seen.cluster().map_or("Unknown", |cluster| cluster.health.word()).into());
     status.phase = Some(phase(seen, plan, is_ready, before).into());

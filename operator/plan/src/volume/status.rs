@@ -34,15 +34,7 @@ pub fn volume_status(
     status.persistent_volume = name.map(str::to_owned);
     let was_fenced = before.conditions.iter().any(|condition| condition.kind == FENCED);
     let mut tell = |kind: &str, holds: bool, reason: &str, message: &str| {
-        let condition = Condition {
-            kind: kind.into(),
-            status: holds.into(),
-            reason: reason.into(),
-            message: message.chars().take(32_000).collect(),
-            last_transition_time: now.into(),
-            observed_generation: generation,
-        };
-        set_condition(&mut status.conditions, condition);
+        set_condition(&mut status.conditions, Condition::found(generation, now, kind, holds, reason, message));
     };
     match &plan.waits {
         Some(obstacle) => tell("Ready", false, obstacle.reason, &obstacle.message),
