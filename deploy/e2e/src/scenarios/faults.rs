@@ -1,10 +1,9 @@
 //! What breaks while pods write.
 
 use super::ledger::{self, Ledger};
-use super::world::{GONE, Pod};
+use super::world::{GONE, Pod, of_claim, shell};
 use super::{Needs, World};
 use crate::kube::kubectl::is_true;
-use crate::kube::node::PAUSE_IMAGE;
 use crate::kube::torus::{NAME, NAMESPACE};
 use crate::process::until;
 use anyhow::{Context, Result, ensure};
@@ -67,6 +66,8 @@ fn deployment(claim: &str, prefers: &str) -> Value {
     let preference = json!({"weight": 100, "preference": {"matchExpressions": [
         {"key": "kubernetes.io/hostname", "operator": "In", "values": [prefers]},
     ]}});
+    let mut spec = shell(&of_claim(claim));
+    spec["affinity"] = json!({"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [preference]}});
     json!({
         "apiVersion": "apps/v1",
         "kind": "Deployment",
@@ -75,20 +76,7 @@ fn deployment(claim: &str, prefers: &str) -> Value {
             "replicas": 1,
             "strategy": {"type": "Recreate"},
             "selector": {"matchLabels": {"app": "writer"}},
-            "template": {"metadata": {"labels": {"app": "writer"}}, "spec": {
-                "automountServiceAccountToken": false,
-                "dnsPolicy": "Default",
-                "terminationGracePeriodSeconds": 5,
-                "affinity": {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [preference]}},
-                "containers": [{
-                    "name": "shell",
-                    "image": PAUSE_IMAGE,
-                    "imagePullPolicy": "Never",
-                    "command": ["/bin/sh", "-c", "trap exit TERM INT; sleep 1000000000 & wait"],
-                    "volumeMounts": [{"name": "data", "mountPath": "/data"}],
-                }],
-                "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": claim}}],
-            }},
+            "template": {"metadata": {"labels": {"app": "writer"}}, "spec": spec},
         },
     })
 }

@@ -1,8 +1,7 @@
 //! FlexVolume, as on clusters from before CSI.
 
 use super::World;
-use super::world::GONE;
-use crate::kube::node::PAUSE_IMAGE;
+use super::world::{GONE, shell};
 use anyhow::{Result, ensure};
 use serde_json::json;
 
@@ -17,21 +16,9 @@ pub fn flex_volume(world: &mut World) -> Result<()> {
 
 fn mounted_twice(world: &World) -> Result<()> {
     let pod = |name: &str, node: Option<&str>| {
-        let mut spec = json!({
-            "automountServiceAccountToken": false,
-            "dnsPolicy": "Default",
-            "terminationGracePeriodSeconds": 5,
-            "containers": [{
-                "name": "shell",
-                "image": PAUSE_IMAGE,
-                "imagePullPolicy": "Never",
-                "command": ["/bin/sh", "-c", "trap exit TERM INT; sleep 1000000000 & wait"],
-                "volumeMounts": [{"name": "data", "mountPath": "/data"}],
-            }],
-            "volumes": [{"name": "data", "flexVolume": {
-                "driver": "coreos.com/torus", "fsType": "ext4", "options": {"volume": "flex"},
-            }}],
-        });
+        let mut spec = shell(&json!({"flexVolume": {
+            "driver": "coreos.com/torus", "fsType": "ext4", "options": {"volume": "flex"},
+        }}));
         if let Some(node) = node {
             spec["nodeSelector"] = json!({"kubernetes.io/hostname": node});
         }

@@ -1,8 +1,7 @@
 //! Where pods are, and who they are: a node that has no storage agent, a user that is not root; and claims that cannot be met.
 
 use super::World;
-use super::world::{GONE, Pod};
-use crate::kube::node::PAUSE_IMAGE;
+use super::world::{GONE, Pod, of_claim, shell};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
@@ -24,24 +23,9 @@ pub fn node_without_agent(world: &mut World) -> Result<()> {
 /// A pod that is not root gets its group's volume.
 pub fn fs_group(world: &mut World) -> Result<()> {
     world.claim("data", "64Mi", &json!({}))?;
-    world.apply(&json!({
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": "somebody"},
-        "spec": {
-            "automountServiceAccountToken": false,
-            "terminationGracePeriodSeconds": 5,
-            "securityContext": {"runAsUser": 1000, "runAsGroup": 1000, "fsGroup": 2000},
-            "containers": [{
-                "name": "shell",
-                "image": PAUSE_IMAGE,
-                "imagePullPolicy": "Never",
-                "command": ["/bin/sh", "-c", "trap exit TERM INT; sleep 1000000000 & wait"],
-                "volumeMounts": [{"name": "data", "mountPath": "/data"}],
-            }],
-            "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}],
-        },
-    }))?;
+    let mut spec = shell(&of_claim("data"));
+    spec["securityContext"] = json!({"runAsUser": 1000, "runAsGroup": 1000, "fsGroup": 2000});
+    world.apply(&json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "somebody"}, "spec": spec}))?;
     world.until_running("somebody")?;
     let said = world.sh("somebody", "echo mine >/data/file; stat -c %g /data /data/file; id -u")?;
     // The directory belongs to the group, and what is made in it too.

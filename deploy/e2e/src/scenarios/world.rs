@@ -131,24 +131,12 @@ impl World {
     /// # Errors
     /// When it is refused.
     pub fn pod(&self, pod: &Pod<'_>) -> Result<()> {
-        let mut container = json!({
-            "name": "shell",
-            "image": PAUSE_IMAGE,
-            "imagePullPolicy": "Never",
-            "command": ["/bin/sh", "-c", "trap exit TERM INT; sleep 1000000000 & wait"],
-        });
+        let mut spec = shell(&of_claim(pod.claim));
         if pod.block {
+            let container = &mut spec["containers"][0];
+            container["volumeMounts"] = json!([]);
             container["volumeDevices"] = json!([{"name": "data", "devicePath": "/dev/volume"}]);
-        } else {
-            container["volumeMounts"] = json!([{"name": "data", "mountPath": "/data"}]);
         }
-        let mut spec = json!({
-            "automountServiceAccountToken": false,
-            "dnsPolicy": "Default",
-            "terminationGracePeriodSeconds": 5,
-            "containers": [container],
-            "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": pod.claim}}],
-        });
         if let Some(node) = pod.node {
             spec["nodeSelector"] = json!({"kubernetes.io/hostname": node});
         }
@@ -323,4 +311,30 @@ fn digest(said: &str) -> Result<String> {
     let digest = said.split_ascii_whitespace().next().unwrap_or_default();
     ensure!(digest.len() == 64, "sha256sum printed {said:?}");
     Ok(digest.to_owned())
+}
+
+/// A claim as the source of a pod's volume.
+#[must_use]
+pub fn of_claim(claim: &str) -> Value {
+    json!({"persistentVolumeClaim": {"claimName": claim}})
+}
+
+/// The spec of a pod whose one container waits, with a volume of this source on /data.
+#[must_use]
+pub fn shell(source: &Value) -> Value {
+    let mut volume = source.clone();
+    volume["name"] = "data".into();
+    json!({
+        "automountServiceAccountToken": false,
+        "dnsPolicy": "Default",
+        "terminationGracePeriodSeconds": 5,
+        "containers": [{
+            "name": "shell",
+            "image": PAUSE_IMAGE,
+            "imagePullPolicy": "Never",
+            "command": ["/bin/sh", "-c", "trap exit TERM INT; sleep 1000000000 & wait"],
+            "volumeMounts": [{"name": "data", "mountPath": "/data"}],
+        }],
+        "volumes": [volume],
+    })
 }
