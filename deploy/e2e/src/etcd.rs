@@ -171,7 +171,7 @@ impl Etcd {
     /// # Errors
     /// When it does not run.
     pub fn stop(&self) -> Result<()> {
-        self.signal(Signal::SIGSTOP)
+        self.process.as_ref().context("etcd does not run")?.halt()
     }
 
     /// Lets it go on after [`Etcd::stop`].

@@ -4,6 +4,7 @@ use crate::guard;
 use crate::usage::Usage;
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::{self, Signal};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -13,6 +14,8 @@ use std::time::{Duration, Instant};
 
 /// How often a condition is looked at.
 const POLL: Duration = Duration::from_millis(5);
+/// How long it may take until a process that was halted stands still.
+const HALT_TIME: Duration = Duration::from_secs(10);
 /// How much of a log goes into a message.
 const TAIL_LINES: usize = 20;
 
@@ -100,6 +103,18 @@ impl Process {
     pub fn signal(&self, signal: Signal) -> Result<()> {
         let pid = i32::try_from(self.child.id()).context("a process id that is none")?;
         signal::kill(Pid::from_raw(pid), signal).with_context(|| format!("cannot send {signal} to {}", self.name))
+    }
+
+    /// Halts it (SIGSTOP), and returns when all of its threads stand still: a busy machine may take its time over that. It goes
+    /// on by SIGCONT.
+    pub fn halt(&self) -> Result<()> {
+        self.signal(Signal::SIGSTOP)?;
+        let pid = Pid::from_raw(i32::try_from(self.child.id()).context("a process id that is none")?);
+        // Only looked at: how it ends is for its `Child`.
+        let look = WaitPidFlag::WSTOPPED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        until(&format!("{} stands still", self.name), HALT_TIME, || {
+            Ok(matches!(waitid(Id::Pid(pid), look)?, WaitStatus::Stopped(..)))
+        })
     }
 
     /// Kills it (-9) and collects it. Killing what has ended is no error.
@@ -205,6 +220,25 @@ mod tests {
         process.until("it is ready", SOON, || Ok(ready.exists())).unwrap();
         assert!(process.stop(Duration::from_millis(200)).is_err());
         assert!(process.ended().unwrap().is_some());
+    }
+
+    #[test]
+    fn a_halted_process_does_nothing_until_it_goes_on() {
+        let scratch = Scratch::new("process-test").unwrap();
+        let count = scratch.path().join("count");
+        // Nothing that another process does for it: only this one is halted.
+        let script = format!("i=0; while :; do i=$((i+1)); echo $i >{}; done", count.display());
+        let process = Process::start("p", shell(&script), scratch.path()).unwrap();
+        let counted = || Ok::<_, anyhow::Error>(fs::read_to_string(&count).unwrap_or_default());
+        until("it counts", SOON, || Ok(!counted()?.is_empty())).unwrap();
+        for _ in 0..3 {
+            process.halt().unwrap();
+            let halted = counted().unwrap();
+            thread::sleep(Duration::from_millis(100));
+            assert_eq!(counted().unwrap(), halted);
+            process.signal(Signal::SIGCONT).unwrap();
+            until("it counts again", SOON, || Ok(counted()? != halted)).unwrap();
+        }
     }
 
     #[test]

@@ -68,7 +68,7 @@ fn killed(story: &Story, cluster: &mut Cluster) -> Result<()> {
 }
 
 fn stopped(story: &Story, cluster: &mut Cluster) -> Result<()> {
-    cluster.agents[1].signal(Signal::SIGSTOP)?;
+    cluster.agents[1].halt()?;
     story.tell("agent 1 stopped");
     thread::sleep(Duration::from_secs(20));
     cluster.agents[1].signal(Signal::SIGCONT)?;

@@ -90,7 +90,7 @@ fn asleep(cluster: &Cluster) -> Result<()> {
     reader.read(0, &mut byte)?;
     ensure!(byte == block(1), "what was written is not read");
 
-    old.process.signal(Signal::SIGSTOP)?;
+    old.process.halt()?;
     story.tell("owner stopped");
     // They wait in its sockets.
     writer.ask_write(4096, &block(2))?;
