@@ -1,9 +1,18 @@
 //! TCP ports that nobody uses.
 
-use anyhow::{Context, Result};
+use anyhow::{Result, bail};
+use rand::Rng as _;
 use std::collections::BTreeSet;
 use std::net::TcpListener;
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
+
+/// Where they are taken from: not where the kernel takes a port for who connects to another (`ip_local_port_range`, from 32,768
+/// on). One of those could be in use by the time that a server wants it, above all by a client that tries to reach that server
+/// again and again while it is down, and may even reach itself. Nor are Kubernetes' node ports here.
+const PORTS: Range<u16> = 10_000..30_000;
+/// How many are tried.
+const TRIES: usize = 1_000;
 
 static HANDED_OUT: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
 
@@ -11,16 +20,13 @@ static HANDED_OUT: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
 pub fn free() -> Result<u16> {
     // The set stays right even if a thread died holding it: an insertion cannot be half done.
     let mut handed_out = HANDED_OUT.lock().unwrap_or_else(PoisonError::into_inner);
-    // Listeners are held until one is new, so that the kernel cannot offer the same one again and again.
-    let mut tried = Vec::new();
-    loop {
-        let listener = TcpListener::bind("127.0.0.1:0").context("cannot find a free port on 127.0.0.1")?;
-        let port = listener.local_addr().context("cannot tell the port of a listener")?.port();
-        if handed_out.insert(port) {
+    for _ in 0..TRIES {
+        let port = rand::rng().random_range(PORTS);
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() && handed_out.insert(port) {
             return Ok(port);
         }
-        tried.push(listener);
     }
+    bail!("no free port on 127.0.0.1: {TRIES} of {PORTS:?} are in use")
 }
 
 #[cfg(test)]
