@@ -35,15 +35,22 @@ pub struct Watched {
     pub changed: Arc<Notify>,
 }
 
-/// PersistentVolumes and claims of TorusVolumes, as they are when a pass begins.
+/// What there is of and for TorusVolumes, as it is when a pass begins.
 pub struct OfVolumes {
     /// By the uid of their TorusVolume.
     persistent_volumes: BTreeMap<String, Arc<DynamicObject>>,
     /// By namespace and name.
     claims: BTreeMap<(String, String), Arc<DynamicObject>>,
+    /// The oldest TorusVolume of each volume, by the volume's name.
+    holders: BTreeMap<String, Arc<TorusVolume>>,
 }
 
 impl OfVolumes {
+    /// The TorusVolume that a volume of this name belongs to: the oldest of those that name it.
+    pub fn holder(&self, volume: &str) -> Option<&Arc<TorusVolume>> {
+        self.holders.get(volume)
+    }
+
     /// The PersistentVolume of a TorusVolume.
     pub fn persistent_volume(&self, uid: &str) -> Option<&Arc<DynamicObject>> {
         self.persistent_volumes.get(uid)
@@ -128,8 +135,14 @@ impl Watched {
         found
     }
 
-    /// All PersistentVolumes and claims of TorusVolumes.
+    /// All PersistentVolumes and claims of TorusVolumes, and which of these has which volume.
     pub fn of_volumes(&self) -> OfVolumes {
+        let mut volumes = self.volumes.state();
+        volumes.sort_by_key(|object| (object.creation_timestamp().map(|time| time.0), object.uid()));
+        let mut holders = BTreeMap::new();
+        for object in volumes {
+            holders.entry(observe::identity(&object).volume_name(&object.spec)).or_insert(object);
+        }
         let of = |kind| self.objects.get(&kind).map(Store::state).unwrap_or_default();
         let by_uid = |object: Arc<DynamicObject>| Some((label(&*object, LABEL_VOLUME)?.to_owned(), object));
         let by_name =
@@ -137,6 +150,7 @@ impl Watched {
         OfVolumes {
             persistent_volumes: of(Kind::PersistentVolume).into_iter().filter_map(by_uid).collect(),
             claims: of(Kind::PersistentVolumeClaim).into_iter().map(by_name).collect(),
+            holders,
         }
     }
 

@@ -1,7 +1,7 @@
 //! TorusVolumes in a pass.
 
 use super::failover::fenced_from;
-use super::{Passes, Served, now};
+use super::{Passes, Served, now, observe};
 use crate::apply;
 use crate::metadata::{self, sentence};
 use crate::watched::{OfVolumes, version};
@@ -26,6 +26,7 @@ pub(super) struct Settled {
     object: Option<String>,
     persistent_volume: Option<String>,
     claim: Option<String>,
+    taken_by: Option<String>,
     pool: Pool,
 }
 
@@ -55,23 +56,22 @@ impl Deletions {
 
 impl Passes {
     pub(super) async fn volume(&self, object: &Arc<TorusVolume>, objects: &OfVolumes, served: Option<&Served>) {
-        let who = Identity {
-            name: object.name_any(),
-            namespace: object.namespace().unwrap_or_default(),
-            uid: object.uid().unwrap_or_default(),
-        };
+        let who = observe::identity(object);
         let persistent_volume = objects.persistent_volume(&who.uid);
         let claim = object.spec.claim.as_ref().and_then(|claim| objects.claim(&who.namespace, &claim.name));
+        let holder = objects.holder(&who.volume_name(&object.spec)).filter(|holder| holder.uid() != object.uid());
+        let taken_by = holder.map(|holder| observe::identity(holder));
         let looks = Settled {
             object: object.resource_version(),
             persistent_volume: persistent_volume.and_then(|found| version(found)),
             claim: claim.and_then(|found| version(found)),
+            taken_by: taken_by.map(|holder| format!("{}/{}", holder.namespace, holder.name)),
             pool: pool(&who, object, served),
         };
         if !self.is_farewell && self.book().settled.get(&who.uid) == Some(&looks) {
             return;
         }
-        if self.look_at_volume(&who, object, persistent_volume, claim, looks.pool.clone()).await {
+        if self.look_at_volume(&who, object, persistent_volume, claim, &looks).await {
             self.book().settled.insert(who.uid, looks);
         }
     }
@@ -83,8 +83,9 @@ impl Passes {
         object: &Arc<TorusVolume>,
         persistent_volume: Option<&Arc<DynamicObject>>,
         claim: Option<&Arc<DynamicObject>>,
-        pool: Pool,
+        looks: &Settled,
     ) -> bool {
+        let pool = looks.pool.clone();
         let json = |found: &Arc<DynamicObject>| serde_json::to_value(&**found).unwrap_or_default();
         let before = object.status.clone().unwrap_or_default();
         let is_deleting = object.metadata.deletion_timestamp.is_some();
@@ -97,6 +98,7 @@ impl Passes {
             persistent_volume: persistent_volume.map(json),
             claim: claim.map(json),
             recorded_id: before.volume_id.clone(),
+            taken_by: looks.taken_by.clone(),
             has_finalizer: object.finalizers().iter().any(|name| name == FINALIZER_VOLUME),
             is_deleting,
             is_namespace_deleting,

@@ -99,6 +99,14 @@ fn what_cannot_be_carried_out_is_said_with_what_to_do() {
     kubectl.apply(&volume("first", &shared).to_string()).unwrap();
     until_told(&world, ["torusvolumes", "default", "first"], "Ready", "Ready", "it can be used");
     warn("second", &shared, "ClaimExists", "rename spec.claim");
+    // A volume is one object's; another one that named it too leaves it alone when it goes.
+    let first = kubectl.json(["get", "torusvolume", "first"]).unwrap();
+    let name = first["status"]["volumeName"].as_str().unwrap();
+    warn("greedy", &json!({"size": "8Mi", "volumeName": name}), "VolumeTaken", "default/first");
+    kubectl.run(["delete", "torusvolume", "greedy", "--timeout=60s"]).unwrap();
+    let etcd = spec["etcd"]["external"]["endpoints"][0].as_str().unwrap();
+    let there = Command::new(&PROGRAMS.torusctl).args(["--etcd", etcd, "volume", "info", name]).status().unwrap();
+    assert!(there.success(), "the volume of another TorusVolume was deleted");
     // What the apiserver refuses to the operator is said in the apiserver's words, and in no others.
     let odd = json!([{"key": "a", "operator": "Exists", "value": "b"}]);
     world.apply_cluster(&with(&spec, "/agent/tolerations", odd)).unwrap();

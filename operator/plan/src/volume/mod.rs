@@ -7,6 +7,8 @@
 //! 3. The finalizer goes only when the claim, the PersistentVolume and, by the policy, the volume are gone; or when the pool itself is.
 //! 4. A volume is deleted only while nobody has it open, and after nothing in Kubernetes speaks of it.
 //! 5. Sizes only grow: a claim that was expanded by hand is not cut back.
+//! 6. A volume belongs to one object, the oldest that names it, and no data is deleted but that of the object's own volume: the one that it
+//!    recorded, or whose name holds its uid.
 
 mod objects;
 mod status;
@@ -57,6 +59,8 @@ pub struct Seen {
     pub claim: Option<Value>,
     /// The id that the status recorded.
     pub recorded_id: Option<String>,
+    /// An older object that has the volume of this name: `namespace/name`.
+    pub taken_by: Option<String>,
     /// Whether the finalizer is set.
     pub has_finalizer: bool,
     /// Whether somebody deleted the object.
@@ -65,6 +69,19 @@ pub struct Seen {
     pub is_namespace_deleting: bool,
     /// Whether the operator goes for good, its own namespace being deleted.
     pub is_farewell: bool,
+}
+
+impl Seen {
+    /// Whether the object has the volume of its name, or may adopt it.
+    fn may_have(&self, volume: &Volume) -> bool {
+        self.taken_by.is_none() && self.recorded_id.as_ref().is_none_or(|id| *id == volume.id)
+    }
+
+    /// The volume of the object's name, if it is the object's own.
+    fn own<'a>(&self, spec: &TorusVolumeSpec, volume: Option<&'a Volume>) -> Option<&'a Volume> {
+        let is_known = self.recorded_id.is_some() || spec.volume_name.is_none();
+        volume.filter(|volume| is_known && self.may_have(volume))
+    }
 }
 
 /// The pool that the volume is in.
@@ -205,6 +222,13 @@ pub fn plan(who: &Identity, spec: &TorusVolumeSpec, seen: &Seen) -> Plan {
         Ok(blocks) => blocks,
         Err(message) => return waiting(VolumeState::Failed, "BadSize", message),
     };
+    if let Some(other) = &seen.taken_by {
+        let message = format!(
+            "the volume {:?} is that of TorusVolume {other}, and belongs to one only. Delete this one, or that one with deletionPolicy Retain",
+            who.volume_name(spec)
+        );
+        return waiting(VolumeState::Failed, "VolumeTaken", message);
+    }
     if !seen.has_finalizer {
         return Plan {
             actions: vec![Action::AddFinalizer],
@@ -379,7 +403,8 @@ fn deletion(who: &Identity, spec: &TorusVolumeSpec, seen: &Seen) -> Plan {
         plan.actions.push(Action::RemoveFinalizer);
         return plan;
     }
-    if let Pool::Open(OpenPool { volume: Some(Volume { owner: Some(owner), epoch, .. }), .. }) = &seen.pool {
+    let own = if let Pool::Open(pool) = &seen.pool { seen.own(spec, pool.volume.as_ref()) } else { None };
+    if let Some(Volume { owner: Some(owner), epoch, .. }) = own {
         let epoch = epoch.unwrap_or(0);
         plan.held = hold(
             "Attached",
@@ -398,11 +423,13 @@ fn deletion(who: &Identity, spec: &TorusVolumeSpec, seen: &Seen) -> Plan {
         _ if is_kept => plan.actions.push(Action::RemoveFinalizer),
         // With the pool's TorusCluster gone, nobody is left who could delete anything; disks that were kept still hold the data.
         Pool::None(_) => plan.actions.push(Action::RemoveFinalizer),
-        Pool::Open(OpenPool { volume: None, .. }) => plan.actions.push(Action::RemoveFinalizer),
-        Pool::Open(OpenPool { volume: Some(volume), .. }) => {
-            plan.actions.push(Action::DeleteVolume { id: volume.id.clone() });
-            plan.held = hold("DeletingData", format!("the data of volume {} is being deleted", volume.id));
-        }
+        Pool::Open(_) => match own {
+            None => plan.actions.push(Action::RemoveFinalizer),
+            Some(volume) => {
+                plan.actions.push(Action::DeleteVolume { id: volume.id.clone() });
+                plan.held = hold("DeletingData", format!("the data of volume {} is being deleted", volume.id));
+            }
+        },
         Pool::Starting if seen.recorded_id.is_none() => plan.actions.push(Action::RemoveFinalizer),
         Pool::Starting | Pool::Failed(_) => {
             let why = if let Pool::Failed(why) = &seen.pool { why } else { "it is being made" };

@@ -18,9 +18,14 @@ pub fn volume_status(
     let mut status = before.clone();
     status.observed_generation = generation;
     status.state = plan.state;
-    status.volume_name = Some(who.volume_name(spec));
+    // Whoever looks for a volume's object finds the one that has it.
+    status.volume_name = seen.taken_by.is_none().then(|| who.volume_name(spec));
     let volume = if let Pool::Open(pool) = &seen.pool { pool.volume.as_ref() } else { None };
-    let is_ours = volume.filter(|volume| seen.recorded_id.as_ref().is_none_or(|id| *id == volume.id));
+    let is_ours = match seen.is_deleting {
+        // What goes adopts nothing any more.
+        true => seen.own(spec, volume),
+        false => volume.filter(|volume| seen.may_have(volume)),
+    };
     if let Some(volume) = is_ours {
         status.volume_id = Some(volume.id.clone());
         status.size = Some(Quantity::of_bytes(volume.size_bytes).0);

@@ -81,9 +81,9 @@ impl World {
             },
             Action::DeleteVolume { .. } => self.pool().volume = None,
         }
-        if let Pool::Open(OpenPool { volume: Some(volume), .. }) = &self.seen.pool {
-            self.seen.recorded_id = Some(volume.id.clone());
-        }
+        let before = TorusVolumeStatus { volume_id: self.seen.recorded_id.clone(), ..TorusVolumeStatus::default() };
+        let status = volume_status(&who(), &self.spec, 1, &self.seen, &self.plan(), &before, "t");
+        self.seen.recorded_id = status.volume_id;
     }
 
     fn converge(&mut self) {
@@ -154,7 +154,7 @@ fn a_volume_grows_with_its_claim_and_is_never_cut_back() {
 #[test]
 fn what_cannot_be_made_is_said() {
     type Change = fn(&mut World);
-    let cases: [(Change, &str, &str); 8] = [
+    let cases: [(Change, &str, &str); 9] = [
         (|w| w.spec = spec(json!({"size": "0.6Ti"})), "LargerThanPool", "do not fit the pool"),
         (|w| w.spec = spec(json!({"size": "1e9"})), "BadSize", "not an amount"),
         (|w| w.spec = spec(json!({"replicas": 4})), "TooFewAgents", "3 run"),
@@ -169,6 +169,15 @@ fn what_cannot_be_made_is_said() {
             },
             "OtherVolume",
             "00000000000000aa",
+        ),
+        (
+            |w| {
+                w.spec = spec(json!({"volumeName": "old"}));
+                w.pool().volume = Some(volume(None));
+                w.seen.taken_by = Some("db/pg0".into());
+            },
+            "VolumeTaken",
+            "db/pg0",
         ),
     ];
     for (change, reason, words) in cases {
@@ -235,6 +244,39 @@ fn data_that_is_to_stay_stays_and_a_pool_that_is_gone_holds_nothing() {
         assert_eq!(!world.seen.has_finalizer, goes);
         assert_eq!(world.plan().held.is_some(), !goes);
     }
+}
+
+#[test]
+fn data_of_another_object_or_another_volume_is_never_deleted() {
+    type Change = fn(&mut World);
+    let own = |id: &str| Some(Volume { id: id.into(), ..volume(None) });
+    let cases: [(Change, &str); 3] = [
+        (|w| w.seen.taken_by = Some("db/pg0".into()), "an older object has it"),
+        (|w| w.seen.recorded_id = Some("00000000000000bb".into()), "the name went to another volume meanwhile"),
+        (|w| w.seen.recorded_id = None, "it was deleted before it adopted anything"),
+    ];
+    for (change, why) in cases {
+        let mut world = World::new(spec(json!({"volumeName": "old"})));
+        world.pool().volume = own("00000000000000aa");
+        world.seen.recorded_id = Some("00000000000000aa".into());
+        world.converge();
+        change(&mut world);
+        world.seen.is_deleting = true;
+        world.converge();
+        assert!(!world.seen.has_finalizer && world.seen.claim.is_none(), "{why}");
+        assert_eq!(world.pool().volume, own("00000000000000aa"), "{why}");
+        // Nor is it waited for whoever has it open.
+        world.seen.has_finalizer = true;
+        world.pool().volume.as_mut().unwrap().owner = Some("node-b".into());
+        assert_eq!(world.plan().actions, [Action::RemoveFinalizer], "{why}");
+    }
+    let mut adopted = World::new(spec(json!({"volumeName": "old"})));
+    adopted.pool().volume = own("00000000000000aa");
+    adopted.seen.recorded_id = Some("00000000000000aa".into());
+    adopted.converge();
+    adopted.seen.is_deleting = true;
+    adopted.converge();
+    assert_eq!(adopted.pool().volume, None, "it adopted that one, and is told to delete it");
 }
 
 #[test]
