@@ -6,6 +6,7 @@
 
 use etcd_client::Error;
 use std::error::Error as _;
+use std::io::ErrorKind;
 use tonic::{Code, ConnectError, Status};
 
 /// How one attempt at one endpoint failed. The text is the reason alone; the caller adds the endpoint.
@@ -42,7 +43,7 @@ pub(super) fn classify(error: &Error) -> Failure {
 
 fn classify_status(status: &Status) -> Failure {
     if never_connected(status) {
-        return Failure::Unreachable(connect_advice(&root_cause(status)));
+        return Failure::Unreachable(connect_advice(&root_cause(status), was_hung_up(status)));
     }
     let text = status.message();
     if let Some(words) = text.strip_prefix("etcdserver: ") {
@@ -107,6 +108,15 @@ fn never_connected(status: &Status) -> bool {
     false
 }
 
+/// Whether the other side took a connection and ended it at once. Before there is a connection that is called "refused".
+fn was_hung_up(error: &dyn std::error::Error) -> bool {
+    let ends = |error: &std::io::Error| {
+        matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted | ErrorKind::BrokenPipe)
+    };
+    let causes = std::iter::successors(error.source(), |&cause| cause.source());
+    causes.filter_map(|cause| cause.downcast_ref()).any(ends)
+}
+
 /// An answer that no etcd gives: no gRPC, or no such service.
 fn is_foreign(status: &Status) -> bool {
     let text = status.message();
@@ -125,10 +135,13 @@ pub(super) fn root_cause(error: &dyn std::error::Error) -> String {
     last.to_string()
 }
 
-fn connect_advice(cause: &str) -> String {
+fn connect_advice(cause: &str, was_hung_up: bool) -> String {
     // rustls names the reasons so; the operating system's own ("Connection refused") need no advice here.
     if cause.contains("InvalidContentType") || cause.contains("tls handshake eof") {
         format!("{cause}: it does not speak TLS, so use http:// in place of https://")
+    } else if was_hung_up {
+        // Whoever closes a connection on a greeting that it cannot read may do so before its own words are read.
+        format!("{cause}: it hangs up on a greeting of TLS. If it does not speak TLS, use http:// in place of https://")
     } else if cause.contains("UnknownIssuer") {
         format!("{cause}: its certificate is not signed by the CA in --etcd-ca")
     } else if cause.contains("not valid for name") || cause.contains("NotValidForName") {
@@ -200,6 +213,21 @@ mod tests {
         assert_eq!(kind(Status::from_error(Box::new(ConnectError(Box::new(refused))))), "unreachable");
         // The same words without the proof.
         assert_eq!(kind(Status::unavailable("connection refused")), "unknown");
+    }
+
+    #[test]
+    fn who_hangs_up_on_a_greeting_may_not_speak_tls() {
+        let advice = |kind: ErrorKind| {
+            let error = ConnectError(Box::new(std::io::Error::from(kind)));
+            match classify(&Error::GRpcStatus(Status::from_error(Box::new(error)))) {
+                Failure::Unreachable(text) => text,
+                other => panic!("{other:?}"),
+            }
+        };
+        for kind in [ErrorKind::ConnectionReset, ErrorKind::BrokenPipe] {
+            assert!(advice(kind).contains("does not speak TLS"), "{}", advice(kind));
+        }
+        assert!(!advice(ErrorKind::ConnectionRefused).contains("TLS"));
     }
 
     #[test]
