@@ -19,6 +19,7 @@ use torus_api::{ClusterRef, TorusCluster, TorusVolume};
 use torus_plan::cluster;
 use torus_plan::contract::{LABEL_CLUSTER, LABEL_MANAGED_BY, LABEL_VOLUME, MANAGED_BY};
 use torus_plan::objects::{Key, Kind, Owner};
+use torus_plan::volume::{Identity, holders};
 
 /// Everything watched.
 pub struct Watched {
@@ -41,13 +42,13 @@ pub struct OfVolumes {
     persistent_volumes: BTreeMap<String, Arc<DynamicObject>>,
     /// By namespace and name.
     claims: BTreeMap<(String, String), Arc<DynamicObject>>,
-    /// The oldest TorusVolume of each volume, by the volume's name.
-    holders: BTreeMap<String, Arc<TorusVolume>>,
+    /// The TorusVolume that each volume belongs to, by the volume's name.
+    holders: BTreeMap<String, Identity>,
 }
 
 impl OfVolumes {
-    /// The TorusVolume that a volume of this name belongs to: the oldest of those that name it.
-    pub fn holder(&self, volume: &str) -> Option<&Arc<TorusVolume>> {
+    /// The TorusVolume that a volume of this name belongs to.
+    pub fn holder(&self, volume: &str) -> Option<&Identity> {
         self.holders.get(volume)
     }
 
@@ -137,12 +138,6 @@ impl Watched {
 
     /// All PersistentVolumes and claims of TorusVolumes, and which of these has which volume.
     pub fn of_volumes(&self) -> OfVolumes {
-        let mut volumes = self.volumes.state();
-        volumes.sort_by_key(|object| (object.creation_timestamp().map(|time| time.0), object.uid()));
-        let mut holders = BTreeMap::new();
-        for object in volumes {
-            holders.entry(observe::identity(&object).volume_name(&object.spec)).or_insert(object);
-        }
         let of = |kind| self.objects.get(&kind).map(Store::state).unwrap_or_default();
         let by_uid = |object: Arc<DynamicObject>| Some((label(&*object, LABEL_VOLUME)?.to_owned(), object));
         let by_name =
@@ -150,7 +145,7 @@ impl Watched {
         OfVolumes {
             persistent_volumes: of(Kind::PersistentVolume).into_iter().filter_map(by_uid).collect(),
             claims: of(Kind::PersistentVolumeClaim).into_iter().map(by_name).collect(),
-            holders,
+            holders: holders(self.volumes.state().iter().map(|object| &**object)),
         }
     }
 

@@ -2,19 +2,9 @@
 
 use k8s_openapi::api::core::v1::{Node as KubeNode, Pod as KubePod, Taint as KubeTaint};
 use kube::ResourceExt;
-use torus_api::{TolerationEffect, TorusVolume};
+use torus_api::TolerationEffect;
 use torus_plan::cluster::{Node, Pod, Taint};
 use torus_plan::failover::Kubelet;
-use torus_plan::volume::Identity;
-
-/// Which TorusVolume it is.
-pub fn identity(object: &TorusVolume) -> Identity {
-    Identity {
-        name: object.name_any(),
-        namespace: object.namespace().unwrap_or_default(),
-        uid: object.uid().unwrap_or_default(),
-    }
-}
 
 /// A pod of a StatefulSet, by name; `None` for others.
 pub fn pod(pod: &KubePod) -> Option<(String, Pod)> {

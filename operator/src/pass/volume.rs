@@ -1,7 +1,7 @@
 //! TorusVolumes in a pass.
 
 use super::failover::fenced_from;
-use super::{Passes, Served, now, observe};
+use super::{Passes, Served, now};
 use crate::apply;
 use crate::metadata::{self, sentence};
 use crate::watched::{OfVolumes, version};
@@ -56,16 +56,15 @@ impl Deletions {
 
 impl Passes {
     pub(super) async fn volume(&self, object: &Arc<TorusVolume>, objects: &OfVolumes, served: Option<&Served>) {
-        let who = observe::identity(object);
+        let who = Identity::from(&**object);
         let persistent_volume = objects.persistent_volume(&who.uid);
         let claim = object.spec.claim.as_ref().and_then(|claim| objects.claim(&who.namespace, &claim.name));
-        let holder = objects.holder(&who.volume_name(&object.spec)).filter(|holder| holder.uid() != object.uid());
-        let taken_by = holder.map(|holder| observe::identity(holder));
+        let holder = objects.holder(&who.volume_name(&object.spec)).filter(|holder| **holder != who);
         let looks = Settled {
             object: object.resource_version(),
             persistent_volume: persistent_volume.and_then(|found| version(found)),
             claim: claim.and_then(|found| version(found)),
-            taken_by: taken_by.map(|holder| format!("{}/{}", holder.namespace, holder.name)),
+            taken_by: holder.map(|holder| format!("{}/{}", holder.namespace, holder.name)),
             pool: pool(&who, object, served),
         };
         if !self.is_farewell && self.book().settled.get(&who.uid) == Some(&looks) {

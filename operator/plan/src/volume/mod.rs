@@ -7,7 +7,7 @@
 //! 3. The finalizer goes only when the claim, the PersistentVolume and, by the policy, the volume are gone; or when the pool itself is.
 //! 4. A volume is deleted only while nobody has it open, and after nothing in Kubernetes speaks of it.
 //! 5. Sizes only grow: a claim that was expanded by hand is not cut back.
-//! 6. A volume belongs to one object, the oldest that names it, and no data is deleted but that of the object's own volume: the one that it
+//! 6. A volume belongs to one object (see [`holders`]), and no data is deleted but that of the object's own volume: the one that it
 //!    recorded, or whose name holds its uid.
 
 mod objects;
@@ -19,7 +19,8 @@ pub use status::volume_status;
 use crate::cluster::Obstacle;
 use crate::objects::{Key, Object};
 use serde_json::Value;
-use torus_api::{AckMode, DeletionPolicy, Quantity, TorusVolumeSpec, VolumeState};
+use std::collections::BTreeMap;
+use torus_api::{AckMode, DeletionPolicy, Quantity, TorusVolume, TorusVolumeSpec, VolumeState};
 
 /// Bytes of a block: volumes are whole blocks.
 const BLOCK_BYTES: u64 = 4096;
@@ -48,6 +49,32 @@ impl Identity {
     }
 }
 
+impl From<&TorusVolume> for Identity {
+    fn from(object: &TorusVolume) -> Self {
+        let text = |value: &Option<String>| value.clone().unwrap_or_default();
+        let meta = &object.metadata;
+        Self { name: text(&meta.name), namespace: text(&meta.namespace), uid: text(&meta.uid) }
+    }
+}
+
+/// Which object has which volume, by the volume's name: the one that it was made for, else one that recorded it, else the oldest. Times
+/// have seconds only, and who comes second must never take what the first has.
+#[must_use]
+pub fn holders<'a>(objects: impl IntoIterator<Item = &'a TorusVolume>) -> BTreeMap<String, Identity> {
+    let mut objects: Vec<_> = objects.into_iter().collect();
+    objects.sort_by_cached_key(|object| {
+        let has_recorded = object.status.as_ref().is_some_and(|status| status.volume_id.is_some());
+        let since = object.metadata.creation_timestamp.as_ref().map(|time| time.0);
+        (object.spec.volume_name.is_some(), !has_recorded, since, object.metadata.uid.clone())
+    });
+    let mut holders = BTreeMap::new();
+    for object in objects {
+        let who = Identity::from(object);
+        holders.entry(who.volume_name(&object.spec)).or_insert(who);
+    }
+    holders
+}
+
 /// What is known when a plan is made.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Seen {
@@ -59,7 +86,7 @@ pub struct Seen {
     pub claim: Option<Value>,
     /// The id that the status recorded.
     pub recorded_id: Option<String>,
-    /// An older object that has the volume of this name: `namespace/name`.
+    /// Another object that has the volume of this name: `namespace/name`.
     pub taken_by: Option<String>,
     /// Whether the finalizer is set.
     pub has_finalizer: bool,

@@ -251,7 +251,7 @@ fn data_of_another_object_or_another_volume_is_never_deleted() {
     type Change = fn(&mut World);
     let own = |id: &str| Some(Volume { id: id.into(), ..volume(None) });
     let cases: [(Change, &str); 3] = [
-        (|w| w.seen.taken_by = Some("db/pg0".into()), "an older object has it"),
+        (|w| w.seen.taken_by = Some("db/pg0".into()), "another object has it"),
         (|w| w.seen.recorded_id = Some("00000000000000bb".into()), "the name went to another volume meanwhile"),
         (|w| w.seen.recorded_id = None, "it was deleted before it adopted anything"),
     ];
@@ -277,6 +277,32 @@ fn data_of_another_object_or_another_volume_is_never_deleted() {
     adopted.seen.is_deleting = true;
     adopted.converge();
     assert_eq!(adopted.pool().volume, None, "it adopted that one, and is told to delete it");
+}
+
+#[test]
+fn a_volume_belongs_to_whom_it_was_made_for_then_to_who_recorded_it_then_to_the_oldest() {
+    let object = |uid: &str, adopts: Option<&str>, created: &str, recorded: bool| -> TorusVolume {
+        serde_json::from_value(json!({
+            "apiVersion": "torus.storage/v1alpha1", "kind": "TorusVolume",
+            "metadata": {"name": "pg", "namespace": uid, "uid": uid, "creationTimestamp": created},
+            "spec": {"size": "1Gi", "volumeName": adopts},
+            "status": {"volumeId": recorded.then_some("00000000000000aa")},
+        }))
+        .unwrap()
+    };
+    let (early, late) = ("2026-01-01T00:00:00Z", "2026-01-01T00:00:01Z");
+    // Each is the first that has it, the second wants it as well; both in either order.
+    for (has, wants, name) in [
+        (object("z", None, late, true), object("a", Some("pg-z"), late, false), "pg-z"),
+        (object("z", None, late, false), object("a", Some("pg-z"), early, true), "pg-z"),
+        (object("z", Some("old"), late, true), object("a", Some("old"), late, false), "old"),
+        (object("z", Some("old"), late, true), object("a", Some("old"), early, false), "old"),
+        (object("z", Some("old"), early, false), object("a", Some("old"), late, false), "old"),
+    ] {
+        for objects in [[&has, &wants], [&wants, &has]] {
+            assert_eq!(holders(objects)[name], Identity::from(&has), "{wants:?}");
+        }
+    }
 }
 
 #[test]
