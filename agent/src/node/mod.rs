@@ -56,6 +56,8 @@ pub const SOCKET: &str = "/run/torus/node.sock";
 const LOCKED: Duration = Duration::from_secs(60);
 /// How long a process that was killed may take to let go of what it had.
 const DYING: Duration = Duration::from_secs(10);
+/// How long a process that has ended may seem to hold a lock: one that it was starting has it until it is another program.
+const LETTING_GO: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_millis(20);
 
 /// Why something is not attached, mounted or detached.
@@ -316,14 +318,19 @@ impl Attachments {
     pub async fn lock(&self, volume: VolumeId) -> Result<Right, NodeError> {
         let deadline = Instant::now() + LOCKED;
         loop {
-            if let Some(lock) = self.records.lock(volume)? {
-                return Ok(Right { records: self.records.clone(), volume, _lock: lock });
+            if let Some(right) = self.try_lock(volume)? {
+                return Ok(right);
             }
             if Instant::now() >= deadline {
                 return Err(NodeError::Locked(volume));
             }
             sleep(POLL).await;
         }
+    }
+
+    fn try_lock(&self, volume: VolumeId) -> Result<Option<Right>, RecordError> {
+        let lock = self.records.lock(volume)?;
+        Ok(lock.map(|lock| Right { records: self.records.clone(), volume, _lock: lock }))
     }
 
     /// Finds out how things stand with `volume`, and removes what a process that is gone has left. The caller holds its
@@ -357,6 +364,21 @@ impl Attachments {
         Ok(self.records.remove(record.volume)?)
     }
 
+    /// Removes the places of volumes that were being attached or detached when their process ended, and have no record: nothing of
+    /// them is on this host. One that is attached or detached by another process is left to that one.
+    ///
+    /// # Errors
+    /// When records cannot be read.
+    pub async fn tidy(&self) -> Result<(), NodeError> {
+        for volume in self.records.unrecorded()? {
+            let deadline = Instant::now() + LETTING_GO;
+            while self.try_lock(volume)?.is_none() && Instant::now() < deadline {
+                sleep(POLL).await;
+            }
+        }
+        Ok(())
+    }
+
     /// Mounts an attached volume, and writes down where. The caller holds its lock.
     ///
     /// # Errors
@@ -379,5 +401,33 @@ impl Attachments {
             host::free(device, &record.name).await?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[tokio::test]
+    async fn what_an_end_in_the_middle_leaves_is_removed_and_what_others_have_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let attachments = Attachments::at(directory.path().into());
+        let records = attachments.records();
+        let [attached, detached, begun, underway] = [1, 2, 3, 4].map(VolumeId);
+        records.save(&Record::new(attached, "attached".into(), Kind::Fuse, Role::Agent)).unwrap();
+        for file in ["alive", "log", "lock"] {
+            fs::create_dir_all(records.place(detached).join("fuse")).unwrap();
+            fs::write(records.place(detached).join(file), b"").unwrap();
+        }
+        fs::create_dir_all(records.place(begun)).unwrap();
+        fs::write(records.place(begun).join("record.json.7.tmp"), b"{").unwrap();
+        let right = attachments.lock(underway).await.unwrap();
+        attachments.tidy().await.unwrap();
+        let there = |volume| records.place(volume).exists();
+        assert_eq!([attached, detached, begun, underway].map(there), [true, false, false, true]);
+        assert!(records.load(attached).unwrap().is_some());
+        drop(right);
+        assert!(!there(underway));
     }
 }

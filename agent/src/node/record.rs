@@ -234,20 +234,35 @@ impl Records {
     /// # Errors
     /// When the directory or a record cannot be read.
     pub fn all(&self) -> Result<Vec<Record>, RecordError> {
+        let mut records = Vec::new();
+        for volume in self.volumes()? {
+            records.extend(self.load(volume)?);
+        }
+        records.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(records)
+    }
+
+    /// The volumes with a place but no record: one of them is attached or detached right now, or was when its process ended.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn unrecorded(&self) -> Result<Vec<VolumeId>, RecordError> {
+        let is_recorded = |volume: &VolumeId| self.place(*volume).join(RECORD).exists();
+        Ok(self.volumes()?.into_iter().filter(|volume| !is_recorded(volume)).collect())
+    }
+
+    /// The volumes that have a place.
+    fn volumes(&self) -> Result<Vec<VolumeId>, RecordError> {
         let entries = match fs::read_dir(&self.directory) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(failed("read", &self.directory)(error)),
         };
-        let mut records = Vec::new();
-        for entry in entries {
-            let entry = entry.map_err(failed("read", &self.directory))?;
-            if let Some(volume) = entry.file_name().to_str().and_then(|name| name.parse().ok()) {
-                records.extend(self.load(volume)?);
-            }
-        }
-        records.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(records)
+        let named = |entry: io::Result<fs::DirEntry>| match entry {
+            Ok(entry) => entry.file_name().to_str().and_then(|name| name.parse().ok()).map(Ok),
+            Err(error) => Some(Err(failed("read", &self.directory)(error))),
+        };
+        entries.filter_map(named).collect()
     }
 
     /// The record of `volume`, if there is one.

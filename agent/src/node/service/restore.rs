@@ -13,7 +13,7 @@ use crate::grpc::Failure;
 use crate::metadata::load_volume;
 use crate::node::filesystem::Wanted;
 use crate::node::host::waits;
-use crate::node::{Keeper, NodeError, Record, Role, Settled};
+use crate::node::{Keeper, LETTING_GO, NodeError, Record, Role, Settled};
 use crate::process::told;
 use futures::stream::{self, StreamExt};
 use std::time::Duration;
@@ -23,13 +23,14 @@ use torus_core::ids::VolumeId;
 
 /// How long is waited before a device is taken over that could not be.
 const RETRY: Duration = Duration::from_secs(2);
-/// How long a process that has ended may seem to serve a volume.
-const LETTING_GO: Duration = Duration::from_secs(2);
 
 impl NodeService {
     /// Sees to every record of an agent that is gone. What fails is logged, told as the volume's condition, and tried again if its
     /// device waits.
     pub(super) async fn restore_all(&self) {
+        if let Err(error) = self.0.attachments.tidy().await {
+            tracing::warn!("what calls that were cut off have left stays: {}", told(&error));
+        }
         let all = match self.0.attachments.list() {
             Ok(all) => all,
             Err(error) => return tracing::error!("cannot tell what was attached here: {}", told(&error)),
