@@ -34,6 +34,8 @@ pub enum Mutation {
     ShortestLengthSeals,
     /// Log: an owner that opens a volume leaves out the last frame of each open extent.
     LastFrameLeftOut,
+    /// Log: an owner that opens a volume keeps what lies behind the first missing record.
+    GapKept,
     /// Log: an owner that opens a volume waits until every member has answered.
     SilenceWaitedOut,
     /// Log: an extent whose member is lost is kept.

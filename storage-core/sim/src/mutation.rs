@@ -100,6 +100,7 @@ pub fn all() -> Vec<Defect> {
         (CoreMutation::UnregisteredExtent, Volume, "I5"),
         (CoreMutation::ShortestLengthSeals, Volume, "I21"),
         (CoreMutation::LastFrameLeftOut, Volume, "I7"),
+        (CoreMutation::GapKept, Volume, "I3"),
         (CoreMutation::SilenceWaitedOut, Volume, "I21"),
         (CoreMutation::LostMemberKept, Volume, "I22"),
         (CoreMutation::FlushDoesNotWait, Volume, "I19"),

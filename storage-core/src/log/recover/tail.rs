@@ -97,7 +97,8 @@ impl Recovery {
             if !x.is_log() || x.contained {
                 continue;
             }
-            let keep = x.frames.iter().take_while(|f| f.base < next).count();
+            let is_kept = |f: &&FrameInfo| f.base < next || mutation::active(Mutation::GapKept);
+            let keep = x.frames.iter().take_while(is_kept).count();
             match x.doc.sealed {
                 Some(seal) if keep < x.frames.len() || x.reached() != seal.length => {
                     let what = format!("extent {} does not end at block {}, where it is sealed", x.seq, seal.length);
