@@ -6,7 +6,7 @@ use crate::ids::{AgentId, BLOCK_SIZE, Lba};
 use crate::limits::READ_LEASE;
 use crate::meta::docs::AckMode;
 use crate::time::Duration;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 fn world(mode: AckMode) -> World {
     World::new(3, 64, 2, 16 * 1024, mode)
@@ -35,6 +35,31 @@ fn a_write_larger_than_a_frame_is_one_write() {
     let mut w = world(AckMode::Durable);
     w.write(7, 1000, 5);
     assert_eq!(w.read(7, 1000), content(7, 1000, 5));
+}
+
+#[test]
+fn writes_that_keep_coming_share_frames() {
+    const WRITES: u64 = 2000;
+    let mut w = world(AckMode::Durable);
+    w.write(0, 1, 0);
+    w.answers_take = Duration::from_micros(200);
+    let asked = |w: &World| w.agents.values().map(|agent| agent.requests).sum::<u64>();
+    let before = asked(&w);
+    let write = |w: &mut World, i: u64| {
+        let payload = Pieces::from_iter([content(i % 999, 1, i)]);
+        w.submit(IoOp::Write { lba: Lba(i % 999), payload, fua: false })
+    };
+    let mut underway: VecDeque<_> = (0..32).map(|i| write(&mut w, i)).collect();
+    for i in 32..WRITES + 32 {
+        let first = underway.pop_front().unwrap();
+        assert_eq!(w.finish(first), Ok(IoDone::Done));
+        if i < WRITES {
+            underway.push_back(write(&mut w, i));
+        }
+    }
+    // Two copies of each frame.
+    let frames = (asked(&w) - before) / 2;
+    assert!(frames * 8 <= WRITES, "{frames} frames for {WRITES} writes, 32 at a time");
 }
 
 #[test]

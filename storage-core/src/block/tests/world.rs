@@ -72,6 +72,10 @@ pub struct World {
     pub owner: Volume,
     ring: Arc<Ring>,
     inbox: VecDeque<Event>,
+    /// How long an agent's answers take,
+    pub answers_take: Duration,
+    /// and those on their way.
+    answers: VecDeque<(Instant, Event)>,
     pub done: BTreeMap<IoId, Result<IoDone, IoError>>,
     next_io: u64,
     nonce: u64,
@@ -113,6 +117,8 @@ impl World {
             owner: Volume::new(config(0), ring.clone()),
             ring,
             inbox: VecDeque::new(),
+            answers_take: Duration::ZERO,
+            answers: VecDeque::new(),
             done: BTreeMap::new(),
             next_io: 0,
             nonce: 0,
@@ -187,6 +193,7 @@ impl World {
     pub fn begin_open(&mut self) {
         self.nonce += 1;
         self.inbox.clear();
+        self.answers.clear();
         self.owner = Volume::new(VolumeConfig { near: self.near, ..config(self.nonce) }, self.ring.clone());
         self.views();
     }
@@ -237,7 +244,7 @@ impl World {
             if goal(self) {
                 return;
             }
-            let event = match self.inbox.pop_front() {
+            let event = match self.next() {
                 Some(event) => event,
                 None => {
                     let Some(at) = self.owner.deadline(self.now) else {
@@ -253,11 +260,22 @@ impl World {
         panic!("no end: {:?}", self.owner.state());
     }
 
+    /// What happens next, if anything does by itself.
+    fn next(&mut self) -> Option<Event> {
+        match self.answers.front() {
+            Some((due, _)) if *due <= self.now || self.inbox.is_empty() => {
+                self.now = self.now.max(*due);
+                self.answers.pop_front().map(|(_, event)| event)
+            }
+            _ => self.inbox.pop_front(),
+        }
+    }
+
     /// Lets time pass.
     pub fn idle(&mut self, time: Duration) {
         let end = self.now + time;
         while self.now < end {
-            let event = self.inbox.pop_front().unwrap_or_else(|| {
+            let event = self.next().unwrap_or_else(|| {
                 let at = self.owner.deadline(self.now).unwrap_or(end);
                 self.now = self.now.max(at).min(end) + Duration::from_micros(1);
                 Event::Tick
@@ -301,7 +319,11 @@ impl World {
         let agent = self.agents.get_mut(&id).unwrap();
         loop {
             for (req, response) in effects.replies.drain(..) {
-                self.inbox.push_back(Event::Answer { rpc: RpcId(req.0), result: Ok(response) });
+                let answer = Event::Answer { rpc: RpcId(req.0), result: Ok(response) };
+                match self.answers_take {
+                    Duration::ZERO => self.inbox.push_back(answer),
+                    time => self.answers.push_back((now + time, answer)),
+                }
             }
             let ops = std::mem::take(&mut effects.ops);
             if ops.is_empty() {

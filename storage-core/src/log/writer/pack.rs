@@ -33,11 +33,12 @@ impl Writer {
             let queue = if cold { &self.cold } else { &self.hot };
             let Some(first) = queue.front() else { return };
             let full = queue.len() >= FRAME_RECORDS_MAX || queue_blocks(queue) >= FRAME_PAYLOAD_BLOCKS_MAX;
+            let underway = self.window.len() - self.cold_underway;
             // Neither lane takes the other's turn.
             let room = match (cold, full) {
                 (true, _) => self.cold_underway < COLD_FRAMES_MAX,
-                (false, true) => self.window.len() - self.cold_underway < 4 * self.config.frames_max,
-                (false, false) => self.window.len() - self.cold_underway < self.config.frames_max,
+                (false, true) => underway < 4 * self.config.frames_max,
+                (false, false) => underway < self.config.frames_max && 2 * queue.len() >= self.records_underway(),
             };
             let paced = !cold && self.credit.is_some_and(|credit| credit <= 0);
             if paced || !room {
@@ -62,6 +63,15 @@ impl Writer {
                 self.width += 1;
             }
         }
+    }
+
+    /// Hot records in the window.
+    ///
+    /// A frame costs each member a write and a sync, however little is in it. One that is not full is sent when nothing is under way,
+    /// or when it has half as many records as are: whoever waits for it waits no longer than for what is before it, and of many
+    /// writes one part is on the disks while another gathers.
+    fn records_underway(&self) -> usize {
+        self.window.iter().filter(|flight| !flight.cold).map(|flight| flight.records.len()).sum()
     }
 
     /// Records without payload need not wait for room: they may go where garbage collection goes. Overtaking is fine, as
