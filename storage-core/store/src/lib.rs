@@ -20,6 +20,7 @@ mod disk;
 mod errors;
 mod gather;
 pub mod open;
+mod pace;
 pub mod scan;
 mod signal;
 mod threads;

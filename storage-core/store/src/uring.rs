@@ -7,7 +7,8 @@
 //! flags, which would tie a ring to one thread.
 //!
 //! Everything the kernel is asked for is a [`Key`]: an operation and one part of it. Keys wait in `waiting`; the first
-//! `queued` of them lie in the submission queue; the kernel has `in_flight` more.
+//! `queued` of them lie in the submission queue; the kernel has `in_flight` more. Reads wait in `held` before, until the disk
+//! may have them ([`Pace`]).
 //!
 //! 1. Memory that a key names lives in `ops` until the completion of that key has been seen. Nothing is removed from
 //!    `ops` earlier, and a ring is not dropped before all of it is seen.
@@ -16,11 +17,13 @@
 //!    `fdatasync` that began after the last of them, or the one write's `RWF_DSYNC`, succeeded. Nothing is retried.
 //! 4. A write and the sync linked to it enter the submission queue together. If the kernel takes only the write all the
 //!    same (it does when it runs out of memory between the two), the link is void, and another sync follows both.
+//! 5. While reads are held, the disk has others: their completions let the next ones in.
 
 use crate::buffer::AlignedBuf;
 use crate::errors::{failed, short};
 use crate::gather::Segment;
 use crate::open::Target;
+use crate::pace::Pace;
 use crate::signal::Signal;
 use io_uring::{IoUring, Probe, opcode, squeue, types};
 use rustix::io::Errno;
@@ -120,9 +123,13 @@ pub(crate) struct Uring {
     target: Arc<Target>,
     signal: Arc<Signal>,
     ops: Slab<Op>,
+    held: VecDeque<Key>,
     waiting: VecDeque<Key>,
     queued: usize,
     in_flight: usize,
+    /// Reads that are not held any more and not done.
+    reading: usize,
+    pace: Pace,
     ready: Vec<DiskEvent>,
     /// The kernel takes nothing more, for this reason. What it has taken it still completes.
     broken: Option<Errno>,
@@ -147,9 +154,12 @@ impl Uring {
             target,
             signal,
             ops: Slab::new(),
+            held: VecDeque::new(),
             waiting: VecDeque::new(),
             queued: 0,
             in_flight: 0,
+            reading: 0,
+            pace: Pace::default(),
             ready: Vec::new(),
             broken: None,
         })
@@ -174,7 +184,7 @@ impl Uring {
 
     pub fn read(&mut self, id: u64, offset: u64, buffer: AlignedBuf) {
         let op = self.ops.insert(Op::Read { id, offset, buffer });
-        self.waiting.push_back(Key::new(op, 0));
+        self.held.push_back(Key::new(op, 0));
     }
 
     pub fn outstanding(&self) -> usize {
@@ -182,7 +192,9 @@ impl Uring {
     }
 
     pub fn completions(&mut self, out: &mut Vec<DiskEvent>) {
+        let reading = self.reading;
         self.reap();
+        self.pace.saw(reading - self.reading, reading);
         // A finished write may have made its sync due, or room for what waited.
         self.flush();
         out.append(&mut self.ready);
@@ -190,6 +202,7 @@ impl Uring {
 
     /// Hands what waits to the kernel, as much as there is room for.
     pub fn flush(&mut self) {
+        self.admit();
         let mut tries = 0;
         while self.broken.is_none() {
             self.push();
@@ -210,6 +223,14 @@ impl Uring {
             }
         }
         self.refuse_waiting();
+    }
+
+    /// Lets as many reads go on as the disk is to have.
+    fn admit(&mut self) {
+        let most = self.pace.most(self.reading + self.held.len());
+        let count = most.saturating_sub(self.reading).min(self.held.len());
+        self.waiting.extend(self.held.drain(..count));
+        self.reading += count;
     }
 
     /// Whether `key` is a write whose sync is linked to it and comes next.
@@ -303,6 +324,7 @@ impl Uring {
             commit.left -= 1;
             self.advance(op);
         } else if let Op::Read { id, offset, buffer } = self.ops.remove(op) {
+            self.reading -= 1;
             let result = match result {
                 Ok(done) if done == buffer.len() => Ok(buffer.freeze()),
                 Ok(done) => Err(short("read", path, offset, done, buffer.len())),
@@ -334,6 +356,8 @@ impl Uring {
     fn refuse_waiting(&mut self) {
         let Some(error) = self.broken else { return };
         self.queued = 0;
+        self.reading += self.held.len();
+        self.waiting.append(&mut self.held);
         while let Some(key) = self.waiting.pop_front() {
             self.finish(key, Err(error));
         }
@@ -344,6 +368,7 @@ impl Uring {
 impl Drop for Uring {
     /// Waits for what the kernel still has: it would write to memory that is not ours any more.
     fn drop(&mut self) {
+        self.held.clear();
         self.waiting.clear();
         self.queued = 0;
         self.broken = self.broken.or(Some(Errno::CANCELED));
@@ -433,11 +458,25 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut uring = uring(&dir);
         uring.read(0, 0, BufferPool::new(0).take(4096));
+        uring.admit();
         (1..=u64::from(ENTRIES)).for_each(|id| uring.commit(id, vec![segment()]));
         uring.push();
         assert_eq!(uring.queued, ENTRIES as usize - 1, "one place is left, and a pair does not fit");
         uring.flush();
         assert_eq!(finish(uring).len(), 1 + ENTRIES as usize);
+    }
+
+    #[test]
+    fn a_disk_that_tells_of_all_together_has_half_of_the_reads_and_does_them_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut uring = uring(&dir);
+        (0..40).for_each(|id| uring.read(id, 4096 * id, BufferPool::new(0).take(4096)));
+        uring.pace.saw(256, 256);
+        uring.flush();
+        assert_eq!((uring.reading, uring.held.len(), uring.outstanding()), (20, 20, 40));
+        let events = finish(uring);
+        assert_eq!(events.len(), 40);
+        assert!(events.iter().all(|event| matches!(event, DiskEvent::Read { result: Ok(_), .. })), "{events:?}");
     }
 
     #[test]
