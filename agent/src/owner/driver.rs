@@ -105,6 +105,7 @@ impl OpenVolume {
             extent_blocks: cluster.extent_blocks,
             open_max: config.open_max,
             frames_max: config.frames_max,
+            gather: true,
             grace: config.grace,
             near: control.door.as_ref().map(LocalDoor::agent),
         };

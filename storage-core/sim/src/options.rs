@@ -121,6 +121,8 @@ pub struct Options {
     pub open_extents: usize,
     /// Frames that an owner has under way before it packs.
     pub frames_max: usize,
+    /// Small frames wait for company, as they do outside; where they do not, more are under way, and more goes wrong between them.
+    pub gather: bool,
     /// How long an agent may be away before its copies are made anew.
     pub grace: Duration,
     /// The first agent is in the owner's process, as far as the owner knows.
@@ -193,6 +195,7 @@ impl Options {
             grows: kind == Kind::Volume && rng.percent(20),
             open_extents: rng.within(1..5) as usize,
             frames_max: *rng.pick(&[1, 2, 8]),
+            gather: seed % 4 == 2,
             grace: Duration::from_millis(*rng.pick(&[500, 4_000, 60_000])),
             near: seed % 8 == 5,
             fault_every_max: Duration::from_millis(*rng.pick(&[60, 400, 1_500])),
@@ -264,7 +267,9 @@ impl fmt::Display for Options {
         write!(f, "{kind:?} owner, {agents} agents x {disks_per_agent} disks x {slots_per_disk} slots, ")?;
         write!(f, "{replicas} copies (at least {min_replicas}), {volume_blocks} blocks, {:?} acks, ", self.ack_mode)?;
         write!(f, "{} operations ({} at a time, {}% writes), ", self.operations, self.in_flight, self.write_percent)?;
-        write!(f, "{} open extents, {} frames, grace {:?}, ", self.open_extents, self.frames_max, self.grace)?;
+        let gather = if self.gather { " that gather" } else { "" };
+        write!(f, "{} open extents, {} frames{gather}, ", self.open_extents, self.frames_max)?;
+        write!(f, "grace {:?}, ", self.grace)?;
         write!(f, "think {:?}, delay {:?}, fault every {:?}", self.think_max, self.delay_max, self.fault_every_max)?;
         let faults = [
             ("rot", self.rot && self.spare_agents > 0),

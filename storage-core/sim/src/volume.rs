@@ -43,6 +43,7 @@ impl VolumeOwner {
             extent_blocks: options.extent_blocks,
             open_max: options.open_extents,
             frames_max: options.frames_max,
+            gather: options.gather,
             grace: options.grace,
             near: options.near.then_some(AgentId(1)),
         };

@@ -36,6 +36,8 @@ pub struct VolumeConfig {
     pub open_max: usize,
     /// Frames under way beyond which records wait to be packed together.
     pub frames_max: usize,
+    /// Frames that are not full wait for company while twice as many records as they have are under way.
+    pub gather: bool,
     /// How long an agent may be away before its copies are made anew elsewhere.
     pub grace: Duration,
     /// The agent of the owner's own process, if it has one: read from first, and a member of new extents where the ring allows.
@@ -424,6 +426,7 @@ impl Volume {
             capacity: self.config.extent_blocks,
             open_max: self.config.open_max,
             frames_max: self.config.frames_max,
+            gather: self.config.gather,
             grace: self.config.grace,
             near: self.config.near,
         };
@@ -433,6 +436,7 @@ impl Volume {
             capacity: config.capacity,
             open_max: config.open_max,
             frames_max: config.frames_max,
+            gather: config.gather,
         };
         let writer = Writer::new(writer, recovered.epoch, recovered.next);
         let log = Log::new(

@@ -67,6 +67,8 @@ pub struct LogConfig {
     pub open_max: usize,
     /// Frames under way beyond which records wait to be packed together.
     pub frames_max: usize,
+    /// Frames that are not full wait for company while twice as many records as they have are under way.
+    pub gather: bool,
     /// How long an agent may be away before its copies are made anew elsewhere.
     pub grace: Duration,
     /// The agent of the owner's own process, if it has one: read from first, and a member of new extents where the ring allows.

@@ -415,6 +415,7 @@ pub fn config(nonce: u64) -> VolumeConfig {
         extent_blocks: EXTENT_BLOCKS,
         open_max: 4,
         frames_max: 4,
+        gather: true,
         grace: Duration::from_secs(5),
         near: None,
     }

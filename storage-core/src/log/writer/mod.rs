@@ -91,6 +91,8 @@ pub struct WriterConfig {
     pub open_max: usize,
     /// Frames under way beyond which records wait to be packed together.
     pub frames_max: usize,
+    /// Frames that are not full wait for company while twice as many records as they have are under way.
+    pub gather: bool,
 }
 
 /// What the writer works with.

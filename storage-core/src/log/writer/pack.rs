@@ -38,7 +38,10 @@ impl Writer {
             let room = match (cold, full) {
                 (true, _) => self.cold_underway < COLD_FRAMES_MAX,
                 (false, true) => underway < 4 * self.config.frames_max,
-                (false, false) => underway < self.config.frames_max && 2 * queue.len() >= self.records_underway(),
+                (false, false) => {
+                    let has_company = !self.config.gather || 2 * queue.len() >= self.records_underway();
+                    underway < self.config.frames_max && has_company
+                }
             };
             let paced = !cold && self.credit.is_some_and(|credit| credit <= 0);
             if paced || !room {
