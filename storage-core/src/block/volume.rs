@@ -36,7 +36,7 @@ pub struct VolumeConfig {
     pub open_max: usize,
     /// Frames under way beyond which records wait to be packed together.
     pub frames_max: usize,
-    /// Frames that are not full wait for company while twice as many records as they have are under way.
+    /// Frames that are not full wait for company while more than twice their records are unacknowledged.
     pub gather: bool,
     /// How long an agent may be away before its copies are made anew elsewhere.
     pub grace: Duration,

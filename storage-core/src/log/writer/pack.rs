@@ -39,7 +39,7 @@ impl Writer {
                 (true, _) => self.cold_underway < COLD_FRAMES_MAX,
                 (false, true) => underway < 4 * self.config.frames_max,
                 (false, false) => {
-                    let has_company = !self.config.gather || 2 * queue.len() >= self.records_underway();
+                    let has_company = !self.config.gather || 2 * queue.len() >= self.records_unacknowledged();
                     underway < self.config.frames_max && has_company
                 }
             };
@@ -68,13 +68,13 @@ impl Writer {
         }
     }
 
-    /// Hot records in the window.
+    /// Hot records that were sent and are not acknowledged.
     ///
-    /// A frame costs each member a write and a sync, however little is in it. One that is not full is sent when nothing is under way,
-    /// or when it has half as many records as are: whoever waits for it waits no longer than for what is before it, and of many
-    /// writes one part is on the disks while another gathers.
-    fn records_underway(&self) -> usize {
-        self.window.iter().filter(|flight| !flight.cold).map(|flight| flight.records.len()).sum()
+    /// A frame costs each member a write and a sync, however little is in it. One that is not full is sent when there are none of
+    /// these, or when it has half as many: whoever waits for it waits no longer than for what is before it, and of many writes one
+    /// part is on the disks while another gathers.
+    fn records_unacknowledged(&self) -> usize {
+        self.window.iter().skip(self.applied).filter(|flight| !flight.cold).map(|flight| flight.records.len()).sum()
     }
 
     /// Records without payload need not wait for room: they may go where garbage collection goes. Overtaking is fine, as
