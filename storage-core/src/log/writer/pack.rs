@@ -38,10 +38,7 @@ impl Writer {
             let room = match (cold, full) {
                 (true, _) => self.cold_underway < COLD_FRAMES_MAX,
                 (false, true) => underway < 4 * self.config.frames_max,
-                (false, false) => {
-                    let has_company = !self.config.gather || 2 * queue.len() >= self.records_unacknowledged();
-                    underway < self.config.frames_max && has_company
-                }
+                (false, false) => underway < self.config.frames_max && self.has_company(),
             };
             let paced = !cold && self.credit.is_some_and(|credit| credit <= 0);
             if paced || !room {
@@ -68,13 +65,15 @@ impl Writer {
         }
     }
 
-    /// Hot records that were sent and are not acknowledged.
+    /// Whether a frame of what is queued would be large enough to be sent, though it is not full.
     ///
-    /// A frame costs each member a write and a sync, however little is in it. One that is not full is sent when there are none of
-    /// these, or when it has half as many: whoever waits for it waits no longer than for what is before it, and of many writes one
-    /// part is on the disks while another gathers.
-    fn records_unacknowledged(&self) -> usize {
-        self.window.iter().skip(self.applied).filter(|flight| !flight.cold).map(|flight| flight.records.len()).sum()
+    /// A frame costs each member a write and a sync, however little is in it. It is sent when all that was sent is acknowledged, or
+    /// when it has half as many records as wait for that: it waits no longer than for what is before it, and of many writes one
+    /// part is on the disks while another gathers. Nothing waits for frames that have no extent: what is queued may make room.
+    fn has_company(&self) -> bool {
+        let unacknowledged = self.window.iter().skip(self.applied).filter(|flight| !flight.cold);
+        let records: usize = unacknowledged.map(|flight| flight.records.len()).sum();
+        !self.config.gather || !self.unplaced.is_empty() || 2 * self.hot.len() >= records
     }
 
     /// Records without payload need not wait for room: they may go where garbage collection goes. Overtaking is fine, as
