@@ -68,12 +68,12 @@ impl Writer {
     /// Whether a frame of what is queued would be large enough to be sent, though it is not full.
     ///
     /// A frame costs each member a write and a sync, however little is in it. It is sent when all that was sent is acknowledged, or
-    /// when it has half as many records as wait for that: it waits no longer than for what is before it, and of many writes one
-    /// part is on the disks while another gathers. Nothing waits for frames that have no extent: what is queued may make room.
+    /// when it has half as many records as wait for that, before which none of its own can be: it waits for nothing that it would not
+    /// wait for on the disks, and of many writes one part is there while another gathers.
     fn has_company(&self) -> bool {
         let unacknowledged = self.window.iter().skip(self.applied).filter(|flight| !flight.cold);
         let records: usize = unacknowledged.map(|flight| flight.records.len()).sum();
-        !self.config.gather || !self.unplaced.is_empty() || 2 * self.hot.len() >= records
+        !self.config.gather || 2 * self.hot.len() >= records
     }
 
     /// Records without payload need not wait for room: they may go where garbage collection goes. Overtaking is fine, as
