@@ -28,9 +28,6 @@ impl NodeService {
     /// Sees to every record of an agent that is gone. What fails is logged, told as the volume's condition, and tried again if its
     /// device waits.
     pub(super) async fn restore_all(&self) {
-        if let Err(error) = self.0.attachments.tidy().await {
-            tracing::warn!("what calls that were cut off have left stays: {}", told(&error));
-        }
         let all = match self.0.attachments.list() {
             Ok(all) => all,
             Err(error) => return tracing::error!("cannot tell what was attached here: {}", told(&error)),
@@ -41,6 +38,10 @@ impl NodeService {
             false => tracing::warn!(volume = record.name, "another process of this host serves it: left to that one"),
         };
         stream::iter(of_agents).for_each_concurrent(AT_ONCE, restore).await;
+        // Last: nobody's I/O waits for it.
+        if let Err(error) = self.0.attachments.tidy().await {
+            tracing::warn!("what calls that were cut off have left stays: {}", told(&error));
+        }
     }
 
     /// Whether nobody serves `volume` any more. A service that was stopped takes a moment to let go, and a process that ends while
