@@ -1,6 +1,7 @@
 //! Agents and owners: start, stop, stand still, and the steps of their cores.
 
 use super::client::Pending;
+use super::phases::Phase;
 use super::{Event, VOLUME, World};
 use crate::agent::{AgentNode, DiskWork, Source};
 use crate::check::Violation;
@@ -247,6 +248,9 @@ impl World {
         if self.owners.is_empty() {
             let pause = self.some_ms(1, 800);
             self.push(pause, Event::Open);
+        } else if matches!(self.phase, Phase::Progress { .. } | Phase::ReadBack { .. }) {
+            // Clients turn to whoever serves now: only by being asked it learns whether it still may.
+            self.wake_client();
         }
     }
 

@@ -175,7 +175,8 @@ impl World {
         Ok(())
     }
 
-    fn wake_client(&mut self) {
+    /// The client of the newest owner that serves goes on.
+    pub(super) fn wake_client(&mut self) {
         if let Some(run) = self.newest_serving() {
             self.push(Duration::ZERO, Event::Client { run });
         }
