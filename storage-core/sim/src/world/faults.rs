@@ -61,6 +61,10 @@ impl World {
         for run in self.runs_now() {
             self.push(Duration::ZERO, Event::Resized { run, blocks });
         }
+        if matches!(self.phase, Phase::ReadBack { .. }) {
+            // Who was through with the volume is not any more.
+            self.wake_client();
+        }
         Ok(())
     }
 
