@@ -164,6 +164,32 @@ impl Extents {
         found.next().map(|(extent, _)| *extent)
     }
 
+    /// A sealed extent that nobody has whole any more, though nothing of it is lost that was acknowledged: recovery has kept records
+    /// that only some members had, and these are gone for good before another one had them. The volume cannot be opened, as
+    /// nobody can tell what the records were.
+    #[must_use]
+    pub fn incomplete(
+        &self,
+        is_left: impl Fn(AgentId) -> bool,
+        frames: &Frames,
+        history: &History,
+    ) -> Option<ExtentId> {
+        let is_promised =
+            |(no, lba): &(WriteNo, Lba)| history.is_promised(*no) && !self.lies_elsewhere(*no, *lba, frames);
+        let mut sealed = self.known.iter().filter(|(_, x)| x.registered && x.stream == Stream::Log);
+        let found = sealed.find(|(extent, x)| {
+            let (Some(members), Some(seal)) = (x.ensembles.last(), x.seal) else { return false };
+            let lacks = |agent: AgentId| {
+                let kept = frames.of(**extent).filter(move |(place, _)| place.1 < seal.length);
+                kept.map(|(_, seen)| seen).filter(move |seen| !seen.durable_on.contains(&agent))
+            };
+            let left: Vec<AgentId> = members.iter().copied().filter(|agent| is_left(*agent)).collect();
+            left.iter().all(|agent| lacks(*agent).next().is_some())
+                && left.iter().any(|agent| !lacks(*agent).flat_map(|seen| &seen.writes).any(|write| is_promised(write)))
+        });
+        found.map(|(extent, _)| *extent)
+    }
+
     /// A seal leaves nothing acknowledged behind: I7.
     fn sealed(&self, extent: ExtentId, seal: Seal, frames: &Frames, history: &History) -> Result<(), Violation> {
         for (place, seen) in frames.of(extent).filter(|(place, _)| place.1 >= seal.length) {
