@@ -185,7 +185,7 @@ impl Extents {
             };
             let left: Vec<AgentId> = members.iter().copied().filter(|agent| is_left(*agent)).collect();
             left.iter().all(|agent| lacks(*agent).next().is_some())
-                && left.iter().any(|agent| !lacks(*agent).flat_map(|seen| &seen.writes).any(|write| is_promised(write)))
+                && left.iter().any(|agent| !lacks(*agent).flat_map(|seen| &seen.writes).any(&is_promised))
         });
         found.map(|(extent, _)| *extent)
     }
