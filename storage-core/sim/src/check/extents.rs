@@ -164,28 +164,24 @@ impl Extents {
         found.next().map(|(extent, _)| *extent)
     }
 
-    /// A sealed extent that nobody has whole any more, though nothing of it is lost that was acknowledged: recovery has kept records
-    /// that only some members had, and these are gone for good before another one had them. The volume cannot be opened, as
-    /// nobody can tell what the records were.
+    /// A sealed extent that nobody has whole any more, though nothing of it is lost that could have been acknowledged: recovery has kept
+    /// frames that only some members had, and these are gone for good before the others had them. The volume cannot be opened, as
+    /// nobody can tell what was in the frames.
+    ///
+    /// Not one of which a member that is left was ever fenced: recovery had heard of that copy, and was to complete it.
     #[must_use]
-    pub fn incomplete(
-        &self,
-        is_left: impl Fn(AgentId) -> bool,
-        frames: &Frames,
-        history: &History,
-    ) -> Option<ExtentId> {
-        let is_promised =
-            |(no, lba): &(WriteNo, Lba)| history.is_promised(*no) && !self.lies_elsewhere(*no, *lba, frames);
+    pub fn incomplete(&self, is_left: impl Fn(AgentId) -> bool, frames: &Frames) -> Option<ExtentId> {
         let mut sealed = self.known.iter().filter(|(_, x)| x.registered && x.stream == Stream::Log);
         let found = sealed.find(|(extent, x)| {
             let (Some(members), Some(seal)) = (x.ensembles.last(), x.seal) else { return false };
-            let lacks = |agent: AgentId| {
-                let kept = frames.of(**extent).filter(move |(place, _)| place.1 < seal.length);
-                kept.map(|(_, seen)| seen).filter(move |seen| !seen.durable_on.contains(&agent))
-            };
-            let left: Vec<AgentId> = members.iter().copied().filter(|agent| is_left(*agent)).collect();
-            left.iter().all(|agent| lacks(*agent).next().is_some())
-                && left.iter().any(|agent| !lacks(*agent).flat_map(|seen| &seen.writes).any(&is_promised))
+            let mut left = members.iter().filter(|agent| is_left(**agent)).peekable();
+            left.peek().is_some()
+                && left.all(|agent| {
+                    let kept = frames.of(**extent).filter(|(place, _)| place.1 < seal.length);
+                    let mut lacks = kept.filter(|(_, seen)| !seen.durable_on.contains(agent)).peekable();
+                    let some = lacks.peek().is_some();
+                    some && !x.told.contains_key(agent) && lacks.all(|(place, _)| !self.is_whole(place, frames))
+                })
         });
         found.map(|(extent, _)| *extent)
     }
@@ -322,5 +318,70 @@ impl Extents {
         }
         let what = format!("{agent:?} gives up its copy of extent {extent} while those of its ensemble are {said:?}");
         Violation::new("I15", what)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use smallvec::smallvec;
+    use torus_core::block::record::BlockRecord;
+    use torus_core::format::{FrameHeader, Pieces};
+    use torus_core::ids::{Epoch, Vseq};
+    use torus_core::meta::docs::AckMode;
+
+    const VOLUME: VolumeId = VolumeId(1);
+    const EXTENT: ExtentId = ExtentId { volume: VOLUME, seq: ExtentSeq(7) };
+
+    /// Two frames of one block, of which the members given hold the first and the second, sealed after them; its ensembles.
+    fn sealed(first: &[u64], second: &[u64], ensembles: &[&[u64]]) -> (Extents, Frames) {
+        let (mut extents, mut frames) = (Extents::new(VOLUME, 9), Frames::new(0));
+        for (offset, holders) in (0..).zip([first, second]) {
+            let header = FrameHeader {
+                extent: EXTENT,
+                offset,
+                stream: Stream::Log,
+                epoch: Epoch(1),
+                base: Vseq(1 + u64::from(offset)),
+                lac: Vseq(0),
+                records: smallvec![BlockRecord::Trim { lba: Lba(u64::from(offset)), blocks: 1 }.encode()],
+                crcs: smallvec![],
+            };
+            let places = frames.written(&Pieces::from_iter([header.encode()])).unwrap();
+            holders.iter().for_each(|agent| frames.durable(AgentId(*agent), &places));
+        }
+        for members in ensembles {
+            let doc = ExtentDoc {
+                stream: Stream::Log,
+                members: members.iter().map(|agent| AgentId(*agent)).collect(),
+                former: Vec::new(),
+                degraded: true,
+                sealed: Some(Seal { length: 2, last: Vseq(2) }),
+            };
+            extents.put(EXTENT, doc, &frames, &History::new(AckMode::Durable, 2)).unwrap();
+        }
+        (extents, frames)
+    }
+
+    #[test]
+    fn only_what_could_not_be_acknowledged_may_be_missing_for_good() {
+        let found = |(extents, frames): (Extents, Frames), left: &[u64]| {
+            extents.incomplete(|agent| left.contains(&agent.0), &frames).is_some()
+        };
+        assert!(found(sealed(&[1, 2, 3], &[1, 2], &[&[1, 2, 3]]), &[3]));
+        assert!(!found(sealed(&[1, 2, 3], &[1, 2], &[&[1, 2, 3]]), &[1, 3]), "a whole copy is left");
+        assert!(!found(sealed(&[1, 2, 3], &[1, 2, 3], &[&[1, 2, 3]]), &[3]), "it is whole");
+        assert!(
+            !found(sealed(&[1, 2, 3], &[1, 2], &[&[1, 2], &[1, 2, 3]]), &[3]),
+            "all that it then was had the frame"
+        );
+        assert!(!found(sealed(&[1, 2, 3], &[1, 2], &[&[1, 2, 3]]), &[]), "no fault takes all");
+    }
+
+    #[test]
+    fn recovery_completes_the_copies_that_it_has_heard_of() {
+        let (mut extents, frames) = sealed(&[1, 2, 3], &[1, 2], &[&[1, 2, 3]]);
+        extents.told(AgentId(3), &[(EXTENT.seq, Copy::Open { length: 1, lac: Vseq(0), damaged: false })], &frames);
+        assert_eq!(extents.incomplete(|agent| agent == AgentId(3), &frames), None);
     }
 }

@@ -118,12 +118,13 @@ impl World {
     pub(super) fn review(&mut self) -> Result<(), Violation> {
         let now = self.now;
         if self.phase.until().is_some_and(|until| now >= until) && self.newest_serving().is_none() {
-            // Copies whose ends a power cut tore, beside ones that are gone for good, prove nothing: to refuse is right.
+            // Copies whose ends a power cut tore, beside ones that are gone for good, prove nothing, and neither does one that ends before
+            // its extent: to refuse is right.
             let is_left = |agent| self.agents.get(&agent).is_some_and(|node| !node.has_lost_all());
             let undecidable =
                 self.extents.undecidable(is_left).map(|x| (51, format!("nobody can tell where {x} ends")));
             let refused = undecidable.or_else(|| {
-                let incomplete = self.extents.incomplete(is_left, &self.frames, &self.history)?;
+                let incomplete = self.extents.incomplete(is_left, &self.frames)?;
                 Some((52, format!("nobody has {incomplete} whole, of which nothing acknowledged is lost")))
             });
             if let Some((mark, why)) = refused {
