@@ -365,7 +365,7 @@ impl Volume {
         if now.since(load.since) > patience {
             let missing: Vec<String> = load.loading.waits_for().iter().map(|&a| load.peers.name(a)).collect();
             let extent = load.loading.extent();
-            return Some(Err(OpenError::Missing { extent, missing: missing.join(" or ") }));
+            return Some(Err(OpenError::Missing { extent, remedy: format!("start {}", missing.join(" or ")) }));
         }
         let Load { loading, peers, calls, .. } = &mut **load;
         loading.turn(now, peers, calls, &mut self.wire);

@@ -10,7 +10,7 @@ use crate::meta::docs::{ExtentDoc, Seal};
 use crate::mutation::{self, Mutation};
 use crate::peer::Copy;
 use crate::time::Instant;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Debug)]
 pub(super) struct Extent {
@@ -27,6 +27,8 @@ pub(super) struct Extent {
     pub(super) asking: bool,
     pub(super) tried: usize,
     pub(super) retry: Instant,
+    /// Members that have answered that they have no frame where the known ones end.
+    pub(super) lacking: BTreeSet<AgentId>,
     /// Since when a member that was asked has said nothing, while nothing else was learnt either.
     pub(super) silent: Option<Instant>,
     pub(super) fills: Vec<Filling>,
@@ -72,6 +74,7 @@ impl Extent {
             asking: false,
             tried: 0,
             retry: Instant::default(),
+            lacking: BTreeSet::new(),
             silent: None,
             fills: Vec::new(),
         }
@@ -160,6 +163,25 @@ impl Extent {
         heard_out
     }
 
+    /// Members that have told what they hold.
+    pub(super) fn answered(&self) -> BTreeSet<AgentId> {
+        self.answers.keys().copied().collect()
+    }
+
+    /// What a person can do when no member has what is missing: those that have `told` so need not be started.
+    pub(super) fn remedy(&self, told: &BTreeSet<AgentId>, name: impl Fn(AgentId) -> String) -> String {
+        let names = |agents: Vec<AgentId>, or: &str| agents.into_iter().map(&name).collect::<Vec<_>>().join(or);
+        let (told, silent): (Vec<AgentId>, Vec<AgentId>) =
+            self.doc.members.iter().partition(|agent| told.contains(agent));
+        match silent.is_empty() {
+            true => format!(
+                "{} run and lack what was in it: give one of them back the disk that it had",
+                names(told, " and ")
+            ),
+            false => format!("start {}", names(silent, " or ")),
+        }
+    }
+
     pub(super) fn filling(&mut self, target: AgentId) -> Option<&mut Filling> {
         self.fills.iter_mut().find(|f| f.target == target)
     }
@@ -220,6 +242,15 @@ mod tests {
         assert!(!x.heard_out(later, false), "another's word does not end the wait");
         assert!(x.retry > later, "who has spoken is not asked again at once");
         assert!(x.heard_out(t + FENCE_GRACE_THIN, true));
+    }
+
+    #[test]
+    fn who_has_told_what_it_holds_need_not_be_started() {
+        let remedy = |x: &Extent| x.remedy(&x.answered(), |agent| format!("<{}>", agent.0));
+        assert_eq!(remedy(&extent(&[])), "start <1> or <2>");
+        assert_eq!(remedy(&extent(&[(1, open(7, true))])), "start <2>");
+        let told = remedy(&extent(&[(1, open(7, true)), (2, Copy::Unknown)]));
+        assert_eq!(told, "<1> and <2> run and lack what was in it: give one of them back the disk that it had");
     }
 
     #[test]

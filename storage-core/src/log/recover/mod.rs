@@ -30,7 +30,7 @@ mod types;
 
 pub use types::{Claim, FrameInfo, OpenError, Recovered, RecoveredExtent};
 
-use extent::{Extent, sound};
+use extent::Extent;
 
 use super::calls::{Call as Sent, Calls, MetaId};
 use super::peers::Peers;
@@ -245,25 +245,16 @@ impl Recovery {
     }
 
     fn give_up(&self) -> OpenError {
-        if let Some(x) = self.extents.values().find(|x| !x.settled()) {
-            let silent: Vec<String> = x
-                .doc
-                .members
-                .iter()
-                .filter(|a| !matches!(x.answers.get(a), Some(copy) if sound(copy).is_some()))
-                .map(|&a| self.peers.name(a))
-                .collect();
-            return OpenError::Missing { extent: x.seq, missing: silent.join(" or ") };
-        }
-        if let Some(x) = self.extents.values().find(|x| !x.indexed) {
-            let members: Vec<String> = x.doc.members.iter().map(|&a| self.peers.name(a)).collect();
-            return OpenError::Missing { extent: x.seq, missing: members.join(" or ") };
-        }
         let incomplete = |x: &&Extent| x.is_open() && x.doc.members.len() > x.answers.len();
-        if let Some(x) = self.extents.values().find(incomplete).filter(|_| self.short_at.is_some()) {
-            let silent = x.doc.members.iter().filter(|a| !x.answers.contains_key(a));
-            let silent: Vec<String> = silent.map(|&a| self.peers.name(a)).collect();
-            return OpenError::Missing { extent: x.seq, missing: silent.join(" or ") };
+        let all = || self.extents.values();
+        let name = |agent| self.peers.name(agent);
+        let stuck = match self.phase {
+            Phase::Fence => all().find(|x| !x.settled()).or_else(|| all().find(incomplete)).map(|x| (x, x.answered())),
+            Phase::Index => all().find(|x| !x.indexed).map(|x| (x, x.lacking.clone())),
+            _ => None,
+        };
+        if let Some((x, told)) = stuck {
+            return OpenError::Missing { extent: x.seq, remedy: x.remedy(&told, name) };
         }
         let silent = MetaError::Unknown("no answer within the time allowed".into());
         OpenError::Metadata(self.last_meta_error.clone().unwrap_or(silent))
@@ -407,7 +398,7 @@ impl Recovery {
                     }
                 }
             }
-            What::Frames(seq) => self.on_frames(now, seq, result),
+            What::Frames(seq) => self.on_frames(now, seq, call.to, result),
             What::FillRead(seq, target) => self.on_fill_read(now, seq, target, result, out),
             What::Fill(seq, target, end) => self.on_filled(now, seq, target, end, &result),
         }

@@ -38,7 +38,13 @@ impl Recovery {
         Ok(())
     }
 
-    pub(super) fn on_frames(&mut self, now: Instant, seq: ExtentSeq, result: Result<Response, Unanswered>) {
+    pub(super) fn on_frames(
+        &mut self,
+        now: Instant,
+        seq: ExtentSeq,
+        from: AgentId,
+        result: Result<Response, Unanswered>,
+    ) {
         let volume = self.claim.volume;
         let Some(x) = self.extents.get_mut(&seq) else { return };
         x.asking = false;
@@ -59,6 +65,9 @@ impl Recovery {
         }
         if x.reached() == before {
             // This copy does not have it: ask another.
+            if !silent {
+                x.lacking.insert(from);
+            }
             x.tried += 1;
             x.retry = now + RETRY_PAUSE / 4;
             let heard_out = x.heard_out(now, silent);
@@ -69,6 +78,7 @@ impl Recovery {
             }
         } else {
             x.silent = None;
+            x.lacking.clear();
         }
     }
 
@@ -147,6 +157,7 @@ impl Recovery {
             (x.indexed, x.tried, x.silent) = (false, 0, None);
             x.frames.clear();
             x.fills.clear();
+            x.lacking.clear();
         }
         self.phase = Phase::Fence;
         Ok(())
@@ -252,8 +263,55 @@ impl Recovery {
         x.frames.retain(|f| f.end() <= at);
         for x in self.extents.values_mut() {
             x.fills.clear();
+            x.lacking.clear();
             (x.tried, x.silent) = (0, None);
         }
         self.phase = Phase::Index;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::extent::Extent;
+    use super::super::{Claim, OpenError, Phase};
+    use super::*;
+    use crate::ids::VolumeId;
+    use crate::meta::Revision;
+    use crate::meta::docs::{ExtentDoc, Holder, Seal};
+    use crate::time::Duration;
+
+    /// A takeover that reads the frames of one extent, which was sealed with nine blocks on agents 1 and 2.
+    fn reading() -> (Recovery, ExtentSeq) {
+        let (volume, patience) = (VolumeId(1), Duration::from_secs(1));
+        let holder = Holder::default();
+        let mut recovery = Recovery::new(Claim { volume, holder, nonce: 1, lease: None, force: false, patience });
+        let doc = ExtentDoc {
+            stream: Stream::Log,
+            members: vec![AgentId(1), AgentId(2)],
+            former: Vec::new(),
+            degraded: false,
+            sealed: Some(Seal { length: 9, last: Vseq(8) }),
+        };
+        let seq = ExtentSeq(1 << 24);
+        recovery.extents.insert(seq, Extent::new(seq, doc, Revision(1)));
+        recovery.phase = Phase::Index;
+        (recovery, seq)
+    }
+
+    #[test]
+    fn whoever_has_answered_that_it_lacks_frames_is_not_to_be_started() {
+        let (mut recovery, seq) = reading();
+        let remedy = |recovery: &Recovery| match recovery.give_up() {
+            OpenError::Missing { remedy, .. } => remedy.replace(&"0".repeat(15), ""),
+            other => panic!("{other}"),
+        };
+        assert_eq!(remedy(&recovery), "start agent 1 or agent 2");
+        recovery.on_frames(Instant::default(), seq, AgentId(1), Err(Unanswered));
+        assert_eq!(remedy(&recovery), "start agent 1 or agent 2");
+        let nothing = || Ok(Response::Frames { headers: Vec::new(), end: true });
+        recovery.on_frames(Instant::default(), seq, AgentId(2), nothing());
+        assert_eq!(remedy(&recovery), "start agent 1");
+        recovery.on_frames(Instant::default(), seq, AgentId(1), nothing());
+        assert!(remedy(&recovery).starts_with("agent 1 and agent 2 run and lack"), "{}", remedy(&recovery));
     }
 }

@@ -42,8 +42,8 @@ pub enum OpenError {
     #[error("volume {name:?} was taken by another opener (epoch {epoch})")]
     Overtaken { name: String, epoch: Epoch },
     /// Too few copies of an extent can be reached to know what was acknowledged.
-    #[error("extent {extent} has no sound copy that can be reached: start {missing}")]
-    Missing { extent: ExtentSeq, missing: String },
+    #[error("extent {extent} has no sound copy that can be reached: {remedy}")]
+    Missing { extent: ExtentSeq, remedy: String },
     /// The metadata store gave no answer.
     #[error("{0}")]
     Metadata(MetaError),
