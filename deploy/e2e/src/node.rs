@@ -90,7 +90,9 @@ impl Host {
         let install = |program: &Path| -> Result<PathBuf> {
             let installed = directory.join("bin").join(program.file_name().context("a program has a name")?);
             if fs::hard_link(program, &installed).is_err() {
-                fs::copy(program, &installed).context("cannot install a program")?;
+                // By another process: a child that is started here meanwhile would have it open for writing too, and keep it from being run.
+                let copied = Command::new("cp").args([program, &installed]).status().context("cannot run cp")?;
+                ensure!(copied.success(), "cannot install {} in {}", program.display(), installed.display());
             }
             Ok(installed)
         };
