@@ -60,19 +60,20 @@ impl Parts {
             false => None,
         };
         let door = storage.as_ref().map(Agent::door);
+        let owned = storage.as_ref().map(Agent::owned).unwrap_or_default();
         let http = if storage.is_none() { node::listen(&args.config()?.0).await? } else { None };
         let node = match node {
             Some(config) => {
                 let (name, attached) = (config.name.clone(), Attachments::at(config.attached_dir.clone()));
-                let part = NodePart::start(config, Arc::clone(&store), door.clone()).await?;
+                let part = NodePart::start(config, Arc::clone(&store), door.clone(), owned.clone()).await?;
                 if let Some(listener) = http {
-                    tokio::spawn(node::http(listener, name, attached, stop.clone()));
+                    tokio::spawn(node::http(listener, name, attached, owned.clone(), stop.clone()));
                 }
                 Some(part)
             }
             None => None,
         };
-        let control = Control::new(Handle::current(), store);
+        let control = Control { owned, ..Control::new(Handle::current(), store) };
         let exports = door.map(|door| Exports::start(args.export.clone(), &control, &door));
         Ok(Parts { storage, node, exports, stop })
     }

@@ -1,5 +1,6 @@
 //! The control side of an owner: metadata operations and the lease that its sign of life stands under.
 
+use super::Owned;
 use crate::tdp::LocalDoor;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +26,8 @@ pub struct Control {
     pub store: Arc<dyn MetadataStore>,
     /// The way to the agent of this process, if there is one.
     pub door: Option<LocalDoor>,
+    /// Where the owners are that were opened with it.
+    pub owned: Owned,
 }
 
 /// The answer to a metadata operation of the core.
@@ -34,7 +37,7 @@ impl Control {
     /// A control side in a process without an agent.
     #[must_use]
     pub fn new(runtime: Handle, store: Arc<dyn MetadataStore>) -> Control {
-        Control { runtime, store, door: None }
+        Control { runtime, store, door: None, owned: Owned::default() }
     }
 
     /// Runs `work` on the control side and waits for it here.

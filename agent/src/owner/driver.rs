@@ -2,6 +2,7 @@
 
 use super::control::{Answer, Control, Sign};
 use super::device::{Desk, VolumeDevice};
+use super::owned::Entry;
 use super::status::{Latencies, OwnerStatus};
 use super::used::Reporter;
 use super::view::{News, View};
@@ -44,6 +45,8 @@ pub struct OpenVolume {
     /// Over when the sign of life is taken back.
     keeper: JoinHandle<()>,
     reporter: Reporter,
+    /// It is among the volumes of this process; not yet while it is being opened.
+    entry: Option<Entry>,
 }
 
 pub(super) enum Question {
@@ -114,6 +117,7 @@ impl OpenVolume {
         let reporter = Reporter { control: control.clone(), volume: volume.id, holder: config.holder.clone(), nonce };
         let view = View::begin(&control.runtime, &control.store, volume.id);
         let latencies = Latencies::new();
+        let owned = control.owned.clone();
         let desk = Rc::new(Desk::new(name.clone(), volume.meta.doc.size.0, latencies.clone()));
         let memory = Aligned(BufferPool::new(OWNER_BUFFERS_IDLE_BYTES));
         let who = format!("{name} on {} (process {})", config.holder.host, config.holder.pid);
@@ -140,12 +144,22 @@ impl OpenVolume {
             waits: Waits::default(),
         };
         let task = spawn_local(driver.run()).abort_handle();
-        let mut open =
-            OpenVolume { device: VolumeDevice { desk }, state, questions, task, name, latencies, keeper, reporter };
+        let mut open = OpenVolume {
+            device: VolumeDevice { desk },
+            state,
+            questions,
+            task,
+            name,
+            latencies,
+            keeper,
+            reporter,
+            entry: None,
+        };
         open.until(|state| !matches!(state, VolumeState::Opening(_))).await;
         match open.ended() {
             None => {
                 open.reporter.clone().begin(open.questions.clone(), open.state.clone());
+                open.entry = Some(owned.enter(open.status()));
                 Ok(open)
             }
             Some(error) => Err(error),

@@ -21,6 +21,8 @@ mod control;
 mod device;
 mod driver;
 mod fence;
+mod metrics;
+mod owned;
 mod remove;
 mod status;
 mod used;
@@ -31,6 +33,8 @@ pub use control::Control;
 pub use device::VolumeDevice;
 pub use driver::{OpenVolume, OwnerStats};
 pub use fence::{Fenced, fence_volume};
+pub use metrics::VolumeMetrics;
+pub use owned::Owned;
 pub use remove::{DeleteError, Removed, delete_volume};
 pub use status::OwnerStatus;
 

@@ -1,21 +1,17 @@
-//! What an owner tells of itself: `/metrics`, `/healthz` and `/readyz` of `torusctl serve --http`.
+//! What an owner tells of itself, wherever it is: the figures for `/metrics`, and all of `torusctl serve --http`.
 
 use super::driver::{OwnerStats, Question};
+use super::metrics::VolumeMetrics;
 use super::waits::sentence;
 use crate::process::Readiness;
 use crate::process::http::Watched;
-use crate::process::metrics::{Count, Fraction, Labels, counter, gauge, process};
-use prometheus_client::encoding::text::encode;
-use prometheus_client::metrics::family::Family;
+use crate::process::metrics;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
-use prometheus_client::metrics::info::Info;
-use prometheus_client::registry::{Registry, Unit};
 use std::fmt;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 use torus_core::block::{IoOp, VolumeState};
-use torus_core::ids::BLOCK_BYTES;
 use torus_core::log::Blocked;
 
 /// An owner that has not answered by then is stuck.
@@ -43,14 +39,14 @@ impl IoKind {
     }
 }
 
-/// How long requests took. Cloning shares it.
+/// How long requests took: reads, writes, flushes. Cloning shares it.
 #[derive(Clone, Debug)]
-pub(super) struct Latencies([(&'static str, Histogram); 3]);
+pub(super) struct Latencies(pub(super) [Histogram; 3]);
 
 impl Latencies {
     /// None yet. 50 µs to 26 s.
     pub fn new() -> Latencies {
-        Latencies(["read", "write", "flush"].map(|kind| (kind, Histogram::new(exponential_buckets(50e-6, 2.0, 20)))))
+        Latencies([(); 3].map(|()| Histogram::new(exponential_buckets(50e-6, 2.0, 20))))
     }
 
     pub fn observe(&self, kind: IoKind, took: Duration) {
@@ -60,7 +56,7 @@ impl Latencies {
             IoKind::Flush => 2,
             IoKind::Status => return,
         };
-        self.0[at].1.observe(took.as_secs_f64());
+        self.0[at].observe(took.as_secs_f64());
     }
 }
 
@@ -84,102 +80,40 @@ impl OwnerStatus {
         OwnerStatus { name, since: Instant::now(), questions, state, latencies }
     }
 
+    /// Which volume.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether both tell of the same owner, and not only of the same volume.
+    pub(super) fn is_same(&self, other: &OwnerStatus) -> bool {
+        self.questions.same_channel(&other.questions)
+    }
+
     async fn stats(&self) -> Option<OwnerStats> {
         let (asker, answer) = oneshot::channel();
         self.questions.send(Question::Stats(asker)).ok()?;
         timeout(ANSWER_TIME, answer).await.ok()?.ok()
     }
 
-    fn text(&self, stats: Option<&OwnerStats>) -> Result<String, fmt::Error> {
-        let mut registry = Registry::with_prefix("torus");
-        let about = Info::new(vec![("version", env!("CARGO_PKG_VERSION").to_owned()), ("name", self.name.clone())]);
-        registry.register("volume", "Which volume this process owns", about);
-        let state = self.state.borrow().clone();
-        let epoch = match &state {
-            VolumeState::Serving(epoch) | VolumeState::Fenced(epoch) => epoch.0,
-            _ => 0,
-        };
-        gauge(
-            &mut registry,
-            "volume_serving",
-            "1 while it is served here",
-            is(matches!(state, VolumeState::Serving(_))),
-        );
-        gauge(&mut registry, "volume_epoch_count", "Its epoch: how often it was opened", epoch);
-        process(&mut registry);
-        if let Some(stats) = stats {
-            data(&mut registry, stats);
-            pool(&mut registry, stats);
-            waits(&mut registry, stats);
-        }
-        for (kind, histogram) in &self.latencies.0 {
-            let name = format!("volume_{kind}");
-            registry.register_with_unit(name, "Time from a request to its answer", Unit::Seconds, histogram.clone());
-        }
-        let mut text = String::new();
-        encode(&mut text, &registry)?;
-        Ok(text)
+    /// What it is now.
+    pub(super) async fn figures(&self) -> Figures {
+        let (name, stats, latencies) = (self.name.clone(), self.stats().await, self.latencies.clone());
+        Figures { name, state: self.state.borrow().clone(), stats, latencies }
     }
 }
 
-fn is(truth: bool) -> u64 {
-    u64::from(truth)
+/// Of one volume, at one time.
+#[derive(Debug)]
+pub(super) struct Figures {
+    pub name: String,
+    pub state: VolumeState,
+    /// None: its owner does not answer.
+    pub stats: Option<OwnerStats>,
+    pub latencies: Latencies,
 }
 
-fn bytes(registry: &mut Registry, name: &str, help: &str, value: u64) {
-    let gauge = Count::default();
-    gauge.set(value);
-    registry.register_with_unit(name, help, Unit::Bytes, gauge);
-}
-
-fn data(registry: &mut Registry, stats: &OwnerStats) {
-    let counters = &stats.counters;
-    for (name, help, blocks) in [
-        ("volume_user_bytes", "Bytes that clients wrote", counters.user_blocks),
-        ("volume_log_bytes", "Bytes of the log, for one copy: headers and moved blocks included", counters.log_blocks),
-        ("volume_moved_bytes", "Bytes that garbage collection moved, for one copy", counters.moved_blocks),
-        ("volume_checkpoint_bytes", "Bytes of checkpoints, for one copy", counters.checkpoint_blocks),
-    ] {
-        counter(registry, name, help, blocks * BLOCK_BYTES);
-    }
-    counter(registry, "volume_checkpoints", "Checkpoints committed", counters.checkpoints);
-    let ratio = Fraction::default();
-    ratio.set(counters.write_amplification());
-    let help = "Bytes written to each copy for each byte that a client wrote, since it was opened";
-    registry.register("volume_write_amplification_ratio", help, ratio);
-    bytes(registry, "volume_mapped", "Bytes of the volume that hold data", stats.mapped_blocks * BLOCK_BYTES);
-    bytes(registry, "volume_map_memory", "Memory of the address map", stats.map_bytes);
-    let usage = &stats.usage;
-    bytes(registry, "volume_sealed", "Bytes in sealed extents, for one copy", usage.sealed * BLOCK_BYTES);
-    let garbage = usage.garbage() * BLOCK_BYTES;
-    bytes(registry, "volume_garbage", "Bytes in them that nothing refers to", garbage);
-    gauge(registry, "volume_gc_running", "1 while garbage is collected", is(stats.collecting));
-}
-
-fn pool(registry: &mut Registry, stats: &OwnerStats) {
-    let help = "Extents with fewer sound copies than asked for";
-    gauge(registry, "volume_extents_degraded_count", help, stats.under_replicated);
-    let help = "Slots of the agents that it reaches";
-    gauge(registry, "volume_pool_slots_count", help, stats.space.total.into());
-    let help = "Slots of them that hold nothing";
-    gauge(registry, "volume_pool_slots_free_count", help, stats.space.free.into());
-}
-
-fn waits(registry: &mut Registry, stats: &OwnerStats) {
-    gauge(registry, "volume_requests_underway_count", "Requests that are not answered", stats.underway);
-    let oldest = Fraction::default();
-    oldest.set(stats.oldest.unwrap_or_default().as_secs_f64());
-    let help = "For how long the oldest request is not answered";
-    registry.register_with_unit("volume_oldest_request", help, Unit::Seconds, oldest);
-    let family = Family::<Labels, Count>::default();
-    for reason in [Blocked::NoSpace, Blocked::TooFewAgents, Blocked::Metadata] {
-        let labels = vec![("reason".to_owned(), word(reason).to_owned())];
-        family.get_or_create(&labels).set(is(stats.blocked == Some(reason)));
-    }
-    registry.register("volume_waits", "1 while I/O waits for this reason", family);
-}
-
-fn word(reason: Blocked) -> &'static str {
+pub(super) fn word(reason: Blocked) -> &'static str {
     match reason {
         Blocked::NoSpace => "no-space",
         Blocked::TooFewAgents => "too-few-agents",
@@ -195,7 +129,7 @@ impl Watched for OwnerStatus {
     }
 
     async fn metrics(&self) -> Result<String, fmt::Error> {
-        self.text(self.stats().await.as_ref())
+        metrics::owner_text(VolumeMetrics(vec![self.figures().await]))
     }
 
     async fn health(&self) -> Result<(), String> {

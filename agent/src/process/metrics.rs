@@ -2,6 +2,7 @@
 
 use super::status::Status;
 use crate::node::Attachment;
+use crate::owner::VolumeMetrics;
 use crate::storage::Report;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -24,11 +25,11 @@ pub fn commit_seconds() -> Histogram {
     Histogram::new(exponential_buckets(50e-6, 2.0, 18))
 }
 
-/// Everything, as text. Without a report only what needs no data plane.
+/// Everything of an agent with storage, as text. Without a report only what needs no data plane.
 ///
 /// # Errors
 /// Never for what is registered here.
-pub fn text(status: &Status, report: Option<&Report>) -> Result<String, fmt::Error> {
+pub fn text(status: &Status, report: Option<&Report>, volumes: VolumeMetrics) -> Result<String, fmt::Error> {
     let mut registry = Registry::with_prefix("torus");
     agent(&mut registry, status, report.is_some());
     process(&mut registry);
@@ -37,8 +38,24 @@ pub fn text(status: &Status, report: Option<&Report>) -> Result<String, fmt::Err
         member(&mut registry, report);
         tdp(&mut registry, report);
     }
+    registry.register_collector(Box::new(volumes));
+    encoded(&registry)
+}
+
+/// What there is to tell of an owner in a process of its own.
+///
+/// # Errors
+/// Never for what is registered here.
+pub(crate) fn owner_text(volumes: VolumeMetrics) -> Result<String, fmt::Error> {
+    let mut registry = Registry::with_prefix("torus");
+    process(&mut registry);
+    registry.register_collector(Box::new(volumes));
+    encoded(&registry)
+}
+
+fn encoded(registry: &Registry) -> Result<String, fmt::Error> {
     let mut text = String::new();
-    encode(&mut text, &registry)?;
+    encode(&mut text, registry)?;
     Ok(text)
 }
 
@@ -46,7 +63,7 @@ pub fn text(status: &Status, report: Option<&Report>) -> Result<String, fmt::Err
 ///
 /// # Errors
 /// Never for what is registered here.
-pub fn node_text(name: &str, attached: &[Attachment]) -> Result<String, fmt::Error> {
+pub fn node_text(name: &str, attached: &[Attachment], volumes: VolumeMetrics) -> Result<String, fmt::Error> {
     let mut registry = Registry::with_prefix("torus");
     let info = Info::new(vec![("version", env!("CARGO_PKG_VERSION").to_owned()), ("name", name.to_owned())]);
     registry.register("agent", "Who this agent is", info);
@@ -54,9 +71,8 @@ pub fn node_text(name: &str, attached: &[Attachment]) -> Result<String, fmt::Err
     let dead = attached.iter().filter(|one| !one.served || one.record.lost.is_some()).count();
     gauge(&mut registry, "node_volumes_attached_count", "Volumes attached on this host", attached.len() as u64);
     gauge(&mut registry, "node_volumes_dead_count", "Those of them whose device is dead", dead as u64);
-    let mut text = String::new();
-    encode(&mut text, &registry)?;
-    Ok(text)
+    registry.register_collector(Box::new(volumes));
+    encoded(&registry)
 }
 
 pub(crate) fn gauge(registry: &mut Registry, name: &str, help: &str, value: u64) {

@@ -38,6 +38,7 @@ pub use heartbeat::LEASE_TIME;
 pub use status::{Readiness, Status, Who};
 
 use crate::metadata::{AgentError, ClusterError, Heartbeat, init_cluster, load_cluster, register_agent};
+use crate::owner::Owned;
 use crate::storage::{Command, Plane, PlaneEnd};
 use crate::tdp::{Aligned, LocalDoor, Server};
 use disks::Disks;
@@ -203,6 +204,12 @@ impl Agent {
     #[must_use]
     pub fn door(&self) -> LocalDoor {
         self.door.clone()
+    }
+
+    /// Where volumes are shown that this process owns.
+    #[must_use]
+    pub fn owned(&self) -> Owned {
+        self.status.owned.clone()
     }
 
     /// How it is.

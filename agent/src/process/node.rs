@@ -7,7 +7,7 @@ use super::config::{Config, NodeConfig};
 use super::flexvolume;
 use crate::node;
 use crate::node::service::{self, NodeService, Settings};
-use crate::owner::Control;
+use crate::owner::{Control, Owned};
 use crate::tdp::LocalDoor;
 use axum::Router;
 use axum::http::{StatusCode, header};
@@ -26,8 +26,8 @@ pub struct NodePart {
 }
 
 impl NodePart {
-    /// Starts one; `door` leads to the storage of this process, if it has any. The runtime that this is called on must go on
-    /// running until it has stopped.
+    /// Starts one; `door` leads to the storage of this process, if it has any, and `owned` shows the volumes that it owns. The
+    /// runtime that this is called on must go on running until it has stopped.
     ///
     /// # Errors
     /// A sentence for a person.
@@ -35,12 +35,13 @@ impl NodePart {
         config: NodeConfig,
         store: Arc<dyn MetadataStore>,
         door: Option<LocalDoor>,
+        owned: Owned,
     ) -> Result<Self, StartError> {
         if let Some(directory) = &config.flexvolume_dir {
             flexvolume::install(directory, &config.socket)?;
         }
         node::prepare();
-        let control = Control { door, ..Control::new(Handle::current(), store) };
+        let control = Control { door, owned, ..Control::new(Handle::current(), store) };
         let stop = CancellationToken::new();
         let (ready, is_ready) = oneshot::channel();
         let (end, ended) = oneshot::channel();
@@ -109,7 +110,13 @@ pub async fn listen(config: &Config) -> Result<Option<TcpListener>, StartError> 
 }
 
 /// Serves `/healthz`, `/readyz` and `/metrics` of an agent that has no storage, until `stop`.
-pub async fn http(listener: TcpListener, name: String, attached: node::Attachments, stop: CancellationToken) {
+pub async fn http(
+    listener: TcpListener,
+    name: String,
+    attached: node::Attachments,
+    owned: Owned,
+    stop: CancellationToken,
+) {
     let readiness = || async {
         match node::choose(None) {
             Ok(_) => (StatusCode::OK, "ready\n".to_owned()),
@@ -117,9 +124,10 @@ pub async fn http(listener: TcpListener, name: String, attached: node::Attachmen
         }
     };
     let metrics = move || {
-        let (name, attached) = (name.clone(), attached.clone());
+        let (name, attached, owned) = (name.clone(), attached.clone(), owned.clone());
         async move {
-            let text = super::metrics::node_text(&name, &attached.list().unwrap_or_default());
+            let volumes = owned.metrics().await;
+            let text = super::metrics::node_text(&name, &attached.list().unwrap_or_default(), volumes);
             ([(header::CONTENT_TYPE, super::http::METRICS_TYPE)], text.unwrap_or_default())
         }
     };

@@ -2,6 +2,7 @@
 
 use super::http::Watched;
 use super::metrics;
+use crate::owner::Owned;
 use crate::storage::{Command, Report};
 use prometheus_client::metrics::histogram::Histogram;
 use std::sync::{Mutex, PoisonError};
@@ -44,6 +45,8 @@ pub struct Status {
     pub since: Instant,
     /// How long commits take.
     pub commit_seconds: Histogram,
+    /// Volumes that this process owns.
+    pub owned: Owned,
     commands: mpsc::Sender<Command>,
     state: Mutex<State>,
 }
@@ -70,7 +73,8 @@ impl Status {
     /// Nothing known yet.
     #[must_use]
     pub fn new(who: Who, commands: mpsc::Sender<Command>, commit_seconds: Histogram) -> Status {
-        Status { who, since: Instant::now(), commit_seconds, commands, state: Mutex::default() }
+        let (owned, state) = Default::default();
+        Status { who, since: Instant::now(), commit_seconds, owned, commands, state }
     }
 
     /// What the data plane says; `None` when it does not answer in time.
@@ -182,7 +186,7 @@ impl Watched for Status {
     }
 
     async fn metrics(&self) -> Result<String, std::fmt::Error> {
-        metrics::text(self, self.report().await.as_ref())
+        metrics::text(self, self.report().await.as_ref(), self.owned.metrics().await)
     }
 
     async fn health(&self) -> Result<(), String> {

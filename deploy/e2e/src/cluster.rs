@@ -14,17 +14,16 @@
 
 use crate::binaries;
 use crate::etcd::Etcd;
+use crate::http;
 use crate::ports;
 use crate::process::{Process, until};
 use crate::proxy::Proxy;
 use crate::scratch::Scratch;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
 use serde_json::Value;
 use std::fs;
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -163,12 +162,12 @@ impl Cluster {
 
     /// What an agent answers to an HTTP request.
     pub fn http(&self, index: usize, path: &str) -> Result<String> {
-        get(self.ports[index].http, path).with_context(|| format!("agent {index} does not answer {path}"))
+        http::get(self.ports[index].http, path).with_context(|| format!("agent {index} does not answer {path}"))
     }
 
     /// The sum of a metric of an agent over all its labels.
     pub fn metric(&self, index: usize, name: &str) -> Result<f64> {
-        sum_of(&self.http(index, "/metrics")?, name).with_context(|| format!("agent {index} has no metric {name}"))
+        http::metric(self.ports[index].http, name).with_context(|| format!("agent {index}"))
     }
 
     /// Runs `torusctl` against this cluster; what it printed.
@@ -291,7 +290,7 @@ impl Cluster {
     /// Waits until an agent says that it is ready.
     pub fn until_ready(&mut self, index: usize) -> Result<()> {
         let port = self.ports[index].http;
-        self.agents[index].until("it is ready", READY, || Ok(get(port, "/readyz").is_ok()))
+        self.agents[index].until("it is ready", READY, || Ok(http::get(port, "/readyz").is_ok()))
     }
 }
 
@@ -389,13 +388,12 @@ impl Owner {
 
     /// What it answers to an HTTP request.
     pub fn http(&self, path: &str) -> Result<String> {
-        get(self.http, path).with_context(|| format!("the owner of {} does not answer {path}", self.volume))
+        http::get(self.http, path).with_context(|| format!("the owner of {} does not answer {path}", self.volume))
     }
 
     /// The sum of a metric of it over all its labels.
     pub fn metric(&self, name: &str) -> Result<f64> {
-        sum_of(&self.http("/metrics")?, name)
-            .with_context(|| format!("the owner of {} has no metric {name}", self.volume))
+        http::metric(self.http, name).with_context(|| format!("the owner of {}", self.volume))
     }
 
     /// Lets the volume go in order.
@@ -413,28 +411,4 @@ fn clean(command: &mut Command) {
             command.env_remove(name);
         }
     }
-}
-
-/// The sum over all labels of `name` in Prometheus's text form; `None` when it is not there.
-fn sum_of(text: &str, name: &str) -> Option<f64> {
-    let of_line = |line: &str| {
-        let rest = line.strip_prefix(name)?;
-        let rest = if rest.starts_with('{') { rest.split_once("} ")?.1 } else { rest.strip_prefix(' ')? };
-        rest.split(' ').next()?.parse::<f64>().ok()
-    };
-    text.lines().filter_map(of_line).reduce(|sum, value| sum + value)
-}
-
-/// The body of a good answer to `GET path`.
-fn get(port: u16, path: &str) -> Result<String> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
-    if head.split(' ').nth(1) != Some("200") {
-        bail!("{}: {body}", head.lines().next().unwrap_or_default());
-    }
-    Ok(body.to_owned())
 }

@@ -5,6 +5,8 @@
 use crate::binaries;
 use crate::cluster::{Cluster, Options};
 use crate::flexvolume::Driver;
+use crate::http;
+use crate::ports;
 use crate::process::Process;
 use anyhow::{Context, Result, bail, ensure};
 use std::fs;
@@ -60,6 +62,8 @@ pub struct Host {
     /// What keeps the agent's devices for the next one, if it was started.
     pub holder: Option<Process>,
     programs: Vec<PathBuf>,
+    /// Where the agent serves HTTP.
+    http: u16,
     etcd: String,
     directory: PathBuf,
 }
@@ -99,7 +103,8 @@ impl Host {
         install(&driver)?;
         let programs = built.iter().map(|program| install(program)).collect::<Result<Vec<_>>>()?;
         let etcd = cluster.etcd.url();
-        let mut host = Self { agent: None, csi: Vec::new(), holder: None, programs, etcd, directory };
+        let http = ports::free()?;
+        let mut host = Self { agent: None, csi: Vec::new(), holder: None, programs, http, etcd, directory };
         host.start_agent()?;
         Ok(host)
     }
@@ -113,7 +118,8 @@ impl Host {
     /// Starts the agent, killing one that runs, and waits until it serves.
     pub fn start_agent(&mut self) -> Result<()> {
         let mut command = self.command(0);
-        command.args(["--role", "node", "--etcd", &self.etcd, "--node-name", NAME, "--http-address", "none"]);
+        command.args(["--role", "node", "--etcd", &self.etcd, "--node-name", NAME]);
+        command.args(["--http-address", &format!("127.0.0.1:{}", self.http)]);
         command.arg("--node-socket").arg(self.path("node.sock")).arg("--attached-dir").arg(self.path("attached"));
         command.arg("--kubelet-dir").arg(self.path("kubelet")).arg("--holder-socket").arg(self.path("holder.sock"));
         command.arg("--flexvolume-dir").arg(self.path("flexvolume"));
@@ -122,6 +128,11 @@ impl Host {
         let _ = fs::remove_file(self.path("node.sock"));
         self.agent = Some(self.listening("agent-node", command, "node.sock")?);
         Ok(())
+    }
+
+    /// The sum of a metric of the agent over all its labels.
+    pub fn metric(&self, name: &str) -> Result<f64> {
+        http::metric(self.http, name).context("the host's agent")
     }
 
     /// Kills the agent (-9).

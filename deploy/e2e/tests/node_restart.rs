@@ -89,6 +89,11 @@ fn an_agent_is_replaced_and_nobody_sees_an_error() -> Result<()> {
         let stress = fsstress::start(&mount, 2, 1)?;
         let mut fsx = Fsx::create(&mount.join("fsx"), 7)?;
         load(&mut fsx)?;
+        ensure!(
+            bed.host.metric("torus_volume_serving")? == 1.0,
+            "the agent does not tell of the volume that it serves"
+        );
+        ensure!(bed.host.metric("torus_volume_user_bytes_total")? > 0.0, "the agent does not tell of what was written");
         for round in 0..3 {
             match round {
                 0 | 2 => bed.host.kill_agent()?,
@@ -107,6 +112,7 @@ fn an_agent_is_replaced_and_nobody_sees_an_error() -> Result<()> {
         fsx.close();
         ensure!(!is_abnormal(&bed, kind)?, "the volume's record says that it was lost");
         unmount(&bed, kind)?;
+        ensure!(bed.host.metric("torus_volume_serving").is_err(), "the agent tells of a volume that it has let go");
         // From the disks of the agents, and not from the kernel's memory.
         bed.driver.mount(&mount, kind, kind)?;
         fsx.check()?;

@@ -65,6 +65,8 @@ fn an_agent_that_serves_a_volume_itself_serves_it_again_after_a_crash_and_not_af
     cluster.torusctl(["volume", "create", "db", "256MiB"])?;
     let uri = cluster.exported("db")?;
     qemu_io(&uri, &["write -P 0x11 0 64M", "write -P 0x22 1M 512", "flush"])?;
+    let told = |metric: &str| cluster.metric(0, metric);
+    ensure!(told("torus_volume_serving")? == 1.0 && told("torus_volume_user_bytes_total")? >= f64::from(64 << 20));
     cluster.agents[1].kill()?;
     qemu_io(&uri, &["write -P 0x33 128M 8M", "flush", "read -P 0x11 2M 62M"])?;
     cluster.restart_agent(1)?;
@@ -81,6 +83,8 @@ fn an_agent_that_serves_a_volume_itself_serves_it_again_after_a_crash_and_not_af
     qemu_io(&other.uri(), &["write -P 0x44 0 1M", "flush"])?;
     let late = qemu_io(&uri, &["read -P 0x11 0 1M"]);
     ensure!(late.is_err(), "the agent still serves a volume that was taken over");
+    let serving = cluster.metric(0, "torus_volume_serving").unwrap_or_default();
+    ensure!(serving == 0.0, "the agent says that it serves a volume that was taken over");
     // The agent goes on, and lets the other have the volume.
     ensure!(cluster.http(0, "/readyz")?.contains("ready"), "the agent is not ready any more");
     qemu_io(&other.uri(), &["read -P 0x44 0 1M"])?;

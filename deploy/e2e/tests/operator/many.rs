@@ -76,7 +76,5 @@ fn all_are_ready(world: &World) {
 }
 
 fn metric(world: &World, name: &str) -> Option<f64> {
-    let text = torus_e2e::http::get(world.http, "/metrics").ok()?;
-    let line = text.lines().find(|line| line.split(' ').next() == Some(name))?;
-    line.split(' ').nth(1)?.parse().ok()
+    torus_e2e::http::metric(world.http, name).ok()
 }
