@@ -10,6 +10,7 @@ use tokio::runtime::Runtime;
 use tonic::{Code, Request, Status};
 use torus_agent::metadata::{Embedded, init_cluster};
 use torus_agent::node::{Attachments, mounts};
+use torus_agent::owner::Owned;
 use torus_agent::process::node::NodePart;
 use torus_agent::process::{Agent, Config, NodeConfig, told};
 use torus_core::limits::EXTENT_BLOCKS_MIN;
@@ -89,7 +90,7 @@ impl World {
             flexvolume_dir: None,
             holder: None,
         };
-        let started = self.runtime.block_on(NodePart::start(config, Arc::clone(&self.store), None));
+        let started = self.runtime.block_on(NodePart::start(config, Arc::clone(&self.store), None, Owned::default()));
         self.node = Some(started.unwrap_or_else(|error| panic!("{}", told(&error))));
     }
 
