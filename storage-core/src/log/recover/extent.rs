@@ -174,8 +174,9 @@ impl Extent {
         let (told, silent): (Vec<AgentId>, Vec<AgentId>) =
             self.doc.members.iter().partition(|agent| told.contains(agent));
         match silent.is_empty() {
+            // They may have ended since: that they run is not known.
             true => format!(
-                "{} run and lack what was in it: give one of them back the disk that it had",
+                "{} have answered, and none has all of it: give one of them back the disk that it had",
                 names(told, " and ")
             ),
             false => format!("start {}", names(silent, " or ")),
@@ -250,7 +251,10 @@ mod tests {
         assert_eq!(remedy(&extent(&[])), "start <1> or <2>");
         assert_eq!(remedy(&extent(&[(1, open(7, true))])), "start <2>");
         let told = remedy(&extent(&[(1, open(7, true)), (2, Copy::Unknown)]));
-        assert_eq!(told, "<1> and <2> run and lack what was in it: give one of them back the disk that it had");
+        assert_eq!(
+            told,
+            "<1> and <2> have answered, and none has all of it: give one of them back the disk that it had"
+        );
     }
 
     #[test]

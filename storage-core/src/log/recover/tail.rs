@@ -312,6 +312,10 @@ mod tests {
         recovery.on_frames(Instant::default(), seq, AgentId(2), nothing());
         assert_eq!(remedy(&recovery), "start agent 1");
         recovery.on_frames(Instant::default(), seq, AgentId(1), nothing());
-        assert!(remedy(&recovery).starts_with("agent 1 and agent 2 run and lack"), "{}", remedy(&recovery));
+        assert!(
+            remedy(&recovery).starts_with("agent 1 and agent 2 have answered, and none has all"),
+            "{}",
+            remedy(&recovery)
+        );
     }
 }
