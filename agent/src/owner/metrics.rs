@@ -1,7 +1,7 @@
 //! What `/metrics` tells of volumes that a process owns, each by its name in the label `volume`.
 
 use super::driver::OwnerStats;
-use super::status::{Figures, word};
+use super::status::Figures;
 use crate::process::metrics::Labels;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -103,6 +103,14 @@ impl VolumeMetrics {
 
 fn label(one: &Figures) -> Labels {
     vec![("volume".into(), one.name.clone())]
+}
+
+fn word(reason: Blocked) -> &'static str {
+    match reason {
+        Blocked::NoSpace => "no-space",
+        Blocked::TooFewAgents => "too-few-agents",
+        Blocked::Metadata => "metadata",
+    }
 }
 
 impl Collector for VolumeMetrics {

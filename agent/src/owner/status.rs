@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 use torus_core::block::{IoOp, VolumeState};
-use torus_core::log::Blocked;
 
 /// An owner that has not answered by then is stuck.
 const ANSWER_TIME: Duration = Duration::from_secs(2);
@@ -111,14 +110,6 @@ pub(super) struct Figures {
     /// None: its owner does not answer.
     pub stats: Option<OwnerStats>,
     pub latencies: Latencies,
-}
-
-pub(super) fn word(reason: Blocked) -> &'static str {
-    match reason {
-        Blocked::NoSpace => "no-space",
-        Blocked::TooFewAgents => "too-few-agents",
-        Blocked::Metadata => "metadata",
-    }
 }
 
 impl Watched for OwnerStatus {

@@ -186,7 +186,9 @@ impl Watched for Status {
     }
 
     async fn metrics(&self) -> Result<String, std::fmt::Error> {
-        metrics::text(self, self.report().await.as_ref(), self.owned.metrics().await)
+        // Who does not answer is waited for once, and not one after the other.
+        let (report, volumes) = tokio::join!(self.report(), self.owned.metrics());
+        metrics::text(self, report.as_ref(), volumes)
     }
 
     async fn health(&self) -> Result<(), String> {
