@@ -171,6 +171,9 @@ impl Disk {
     }
 
     /// Adds what is done to `out`, and makes the descriptor unreadable until there is more. Never waits.
+    ///
+    /// The kernel shows a completion before it raises the descriptor for it, so what was collected in between raises
+    /// it once more, for nothing. Nothing is ever done without being told.
     pub fn completions(&mut self, out: &mut Vec<DiskEvent>) {
         // Lowered first: what ends from here on raises it again.
         self.signal.lower();

@@ -189,8 +189,15 @@ fn the_descriptor_tells_when_there_is_something_and_is_quiet_when_not() {
         disk.wait().unwrap();
         assert!(readable(disk), "it stays readable until the events are collected");
         finish(disk);
-        assert!(!readable(disk));
+        // A write and the sync linked to it raise it once each. The kernel shows a completion before it raises the
+        // descriptor for it (it does so late once in about a thousand times here), so one of the two may still come.
         let mut events = Vec::new();
+        let mut raised = 1;
+        while readable(disk) {
+            raised += 1;
+            assert!(raised <= 2, "it is readable for nothing");
+            disk.completions(&mut events);
+        }
         disk.completions(&mut events);
         assert_eq!(events, []);
     });
