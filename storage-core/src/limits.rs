@@ -183,6 +183,9 @@ pub const CHECKPOINT_EXTENTS_MIN: u64 = 16;
 pub const TIDY_PAUSE: Duration = Duration::from_secs(20);
 /// Blocks of a checkpoint that are on their way at the same time (4 MiB).
 pub const CHECKPOINT_BLOCKS_UNDERWAY_MAX: Blocks = 1024;
+/// Extents whose frames an opening asks for at the same time. One answer may cost an agent some 10 MiB of reading, and all
+/// of them must come within [`PEER_WAIT`] also from a disk that does no more than 30 MiB in a second.
+pub const INDEX_READS_MAX: usize = 8;
 /// Reads that garbage collection has under way.
 pub const GC_READS_MAX: usize = 8;
 /// Records that garbage collection has appended and not seen acknowledged, before it reads on.

@@ -2,6 +2,7 @@
 
 use super::control::{Answer, Control, Sign};
 use super::device::{Desk, VolumeDevice};
+use super::opening::Opening;
 use super::owned::Entry;
 use super::status::{Latencies, OwnerStatus};
 use super::used::Reporter;
@@ -84,7 +85,7 @@ impl OpenVolume {
     /// thread than `control`'s.
     ///
     /// # Errors
-    /// Why it cannot be opened, after at most the configured patience.
+    /// Why it cannot be opened; after the configured patience, if nothing has got ahead for so long.
     pub async fn open(control: Control, volume: &VolumeInfo, config: OwnerConfig) -> Result<OpenVolume, OwnerError> {
         let name = volume.meta.doc.name.clone();
         let store = Arc::clone(&control.store);
@@ -141,6 +142,7 @@ impl OpenVolume {
             effects: Effects::default(),
             asked: Vec::new(),
             heard: Vec::new(),
+            opening: Opening::default(),
             waits: Waits::default(),
         };
         let task = spawn_local(driver.run()).abort_handle();
@@ -262,6 +264,7 @@ struct Driver {
     effects: Effects,
     asked: Vec<(IoId, IoOp)>,
     heard: Vec<PeerEvent>,
+    opening: Opening,
     waits: Waits,
 }
 
@@ -284,6 +287,7 @@ impl Driver {
                 }
             }
             self.turn();
+            self.tell_opening();
             self.tell_waits();
             // An alarm that is too early costs one empty turn; setting it anew for every request would cost more.
             let now = self.clock.now();
@@ -411,6 +415,15 @@ impl Driver {
         }
     }
 
+    /// Says how far the volume is, if opening it takes long.
+    fn tell_opening(&mut self) {
+        if let VolumeState::Opening(progress) = self.volume.state()
+            && let Some(line) = self.opening.see(std::time::Instant::now(), &progress)
+        {
+            tracing::info!(volume = self.desk.name, "not open yet: {line}");
+        }
+    }
+
     /// Says why I/O waits, if it does for long.
     fn tell_waits(&mut self) {
         let blocked = self.volume.serving().and_then(|serving| serving.log.blocked());
@@ -433,7 +446,8 @@ impl Driver {
         }
         let volume = &self.desk.name;
         match &state {
-            VolumeState::Opening(what) => tracing::debug!(volume, "{what}"),
+            // Told from time to time; see `tell_opening`.
+            VolumeState::Opening(_) => {}
             VolumeState::Serving(epoch) => {
                 tracing::info!(volume, %epoch, "volume is open");
                 self.life.send_replace(Some(*epoch));

@@ -36,7 +36,7 @@ pub struct Fenced {
 }
 
 /// Takes `volume` from whoever has it, in the name of `holder`. Several may try: the highest epoch wins. It takes half a second
-/// where all agents answer, and `patience` at most.
+/// where all agents answer, and goes on for `patience` at most without getting ahead.
 ///
 /// # Errors
 /// [`OpenError::Missing`]: the epoch is raised, but too few agents answered to seal the log; they refuse the older owner as soon as

@@ -22,6 +22,7 @@ mod device;
 mod driver;
 mod fence;
 mod metrics;
+mod opening;
 mod owned;
 mod remove;
 mod status;
@@ -52,7 +53,7 @@ pub struct OwnerConfig {
     pub holder: Holder,
     /// Take it over from a holder that seems to be alive.
     pub force: bool,
-    /// How long to try before giving up with a reason.
+    /// How long to go on opening it without getting ahead before giving up with a reason.
     pub patience: Duration,
     /// Most hot extents written at the same time.
     pub open_max: usize,

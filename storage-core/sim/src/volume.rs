@@ -84,7 +84,10 @@ impl VolumeOwner {
             return;
         }
         match &state {
-            VolumeState::Opening(what) => out.notes.push(format!("is {what}")),
+            VolumeState::Opening(progress) => match &self.state {
+                VolumeState::Opening(before) if before.what == progress.what => {}
+                _ => out.notes.push(format!("is {}", progress.what)),
+            },
             VolumeState::Serving(epoch) => out.serving = Some(*epoch),
             VolumeState::Failed(error) => out.ended = Some(error.to_string()),
             VolumeState::Fenced(epoch) => out.ended = Some(format!("fenced by epoch {epoch}")),

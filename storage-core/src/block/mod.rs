@@ -3,6 +3,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`volume`] | a volume and its one owner, from the claim to the close |
+//! | [`loading`] | the volume while its checkpoint is read |
 //! | [`serving`] | the volume while it is open |
 //! | [`io`] | what front ends ask, and get |
 //! | [`record`], [`state`] | what the log's records mean, and what they come to |
@@ -15,6 +16,7 @@
 pub mod checkpoint;
 pub mod gc;
 pub mod io;
+pub mod loading;
 pub mod map;
 pub mod reads;
 pub mod record;

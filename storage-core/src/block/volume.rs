@@ -9,14 +9,15 @@
 
 #![allow(missing_docs, reason = "the fields of a variant are described by its own line")]
 
-use super::checkpoint::load::{BadCheckpoint, Loading, merge_extent};
+use super::checkpoint::load::merge_extent;
 use super::io::{IoDone, IoError, IoId, IoOp};
+use super::loading::{Load, Loaded};
 use super::map::Map;
 use super::serving::Serving;
 use super::state::apply;
 use crate::ids::{AgentId, Epoch, RpcId, VolumeId};
-use crate::log::recover::{Claim, OpenError, Recovered, Recovery};
-use crate::log::{AgentView, Call, Calls, Log, LogConfig, MetaCall, MetaId, Note, Peers, Send, Writer, WriterConfig};
+use crate::log::recover::{Claim, OpenError, Progress, Recovered, Recovery};
+use crate::log::{AgentView, Log, LogConfig, MetaId, Note, Peers, Send, Writer, WriterConfig};
 use crate::log::{Effects as Wire, Table};
 use crate::meta::{MetaError, MetaOp, MetaReply};
 use crate::mutation::{self, Mutation};
@@ -84,7 +85,7 @@ pub struct Effects {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum VolumeState {
     /// Not serving yet: what it is doing.
-    Opening(&'static str),
+    Opening(Progress),
     /// Serving at this epoch.
     Serving(Epoch),
     /// It could not be opened.
@@ -101,15 +102,6 @@ enum Stage {
     Loading(Box<Load>),
     Serving(Box<Serving>),
     Ended(VolumeState),
-}
-
-#[derive(Debug)]
-struct Load {
-    recovered: Recovered,
-    loading: Loading,
-    peers: Peers,
-    calls: Calls<Call, MetaCall>,
-    since: Instant,
 }
 
 /// An owner of a block volume.
@@ -145,7 +137,7 @@ impl Volume {
     pub fn state(&self) -> VolumeState {
         match &self.stage {
             Stage::Opening(recovery) => VolumeState::Opening(recovery.progress()),
-            Stage::Loading(_) => VolumeState::Opening("reading the checkpoint"),
+            Stage::Loading(load) => VolumeState::Opening(load.progress()),
             Stage::Serving(serving) => VolumeState::Serving(serving.log.writer.epoch()),
             Stage::Ended(state) => state.clone(),
         }
@@ -176,13 +168,13 @@ impl Volume {
             }
             Event::Agents(views) => match &mut self.stage {
                 Stage::Opening(recovery) => recovery.on_agents(now, &views),
-                Stage::Loading(load) => load.peers.update(now, &views),
+                Stage::Loading(load) => load.on_agents(now, &views),
                 Stage::Serving(serving) => serving.log.on_agents(now, &views),
                 Stage::Ended(_) => {}
             },
             Event::PeerUp(agent) => match &mut self.stage {
                 Stage::Opening(recovery) => recovery.on_peer_up(now, agent),
-                Stage::Loading(load) => load.peers.heard(now, agent),
+                Stage::Loading(load) => load.on_peer_up(now, agent),
                 Stage::Serving(serving) => serving.log.on_peer_up(now, agent),
                 Stage::Ended(_) => {}
             },
@@ -211,13 +203,8 @@ impl Volume {
                 }
             }
             Stage::Loading(load) => {
-                let Some(call) = load.calls.answered(rpc) else { return };
-                match &result {
-                    Ok(_) => load.peers.heard(now, call.to),
-                    Err(Unanswered) => load.peers.suspect(now, call.to),
-                }
-                if let Err(error) = load.loading.on_answer(now, result) {
-                    self.end(VolumeState::Failed(bad_checkpoint(&error)), out);
+                if let Err(error) = load.on_answer(now, rpc, result) {
+                    self.end(VolumeState::Failed(error), out);
                 }
             }
             Stage::Serving(serving) => serving.on_answer(now, rpc, result, &mut self.wire, &mut out.done),
@@ -246,13 +233,16 @@ impl Volume {
                     Ok(()) => match recovery.turn(now, &mut self.wire) {
                         Some(Ok(recovered)) => {
                             let (peers, next_call) = (recovery.take_peers(), recovery.next_call());
-                            Some(self.load(now, recovered, peers, next_call))
+                            Some(self.load(recovered, peers, next_call))
                         }
                         Some(Err(error)) => Some(Err(error)),
                         None => None,
                     },
                 },
-                Stage::Loading(_) => self.continue_loading(now),
+                Stage::Loading(load) => match load.turn(now, self.config.claim.patience, &mut self.wire) {
+                    Ok(loaded) => loaded.map(|loaded| self.serve(loaded)),
+                    Err(error) => Some(Err(error)),
+                },
                 Stage::Serving(serving) => {
                     serving.turn(now, &mut self.wire, &mut out.done);
                     if let Some(state) = serving.ended() {
@@ -335,52 +325,17 @@ impl Volume {
     }
 
     /// From a log that is sealed to the map: by its checkpoint, if there is one.
-    fn load(&mut self, now: Instant, recovered: Recovered, peers: Peers, next_call: u64) -> Result<Stage, OpenError> {
-        let size = recovered.meta.size.0;
-        let Some((head, _)) = &recovered.head else {
-            return self.serve(recovered, Map::new(size), Table::default(), peers, next_call);
+    fn load(&mut self, recovered: Recovered, peers: Peers, next_call: u64) -> Result<Stage, OpenError> {
+        let Some((head, _)) = recovered.head.clone() else {
+            let map = Map::new(recovered.meta.size.0);
+            return self.serve(Loaded { recovered, map, table: Table::default(), peers, next_call });
         };
-        let loading = Loading::new(self.id(), recovered.epoch, head.clone(), size);
-        Ok(Stage::Loading(Box::new(Load { recovered, loading, peers, calls: Calls::from(next_call), since: now })))
-    }
-
-    fn continue_loading(&mut self, now: Instant) -> Option<Result<Stage, OpenError>> {
-        let patience = self.config.claim.patience;
-        let Stage::Loading(load) = &mut self.stage else { return None };
-        while let Some(call) = load.calls.expired(now) {
-            load.peers.suspect(now, call.to);
-            if let Err(error) = load.loading.on_answer(now, Err(Unanswered)) {
-                return Some(Err(bad_checkpoint(&error)));
-            }
-        }
-        if load.loading.is_done() {
-            load.loading.adopt();
-            let next_call = load.calls.next();
-            let Load { recovered, loading, peers, .. } = &mut **load;
-            let map = std::mem::replace(&mut loading.map, Map::new(0));
-            let (table, peers) = (std::mem::take(&mut loading.table), std::mem::take(peers));
-            let recovered = recovered.clone();
-            return Some(self.serve(recovered, map, table, peers, next_call));
-        }
-        if now.since(load.since) > patience {
-            let missing: Vec<String> = load.loading.waits_for().iter().map(|&a| load.peers.name(a)).collect();
-            let extent = load.loading.extent();
-            return Some(Err(OpenError::Missing { extent, remedy: format!("start {}", missing.join(" or ")) }));
-        }
-        let Load { loading, peers, calls, .. } = &mut **load;
-        loading.turn(now, peers, calls, &mut self.wire);
-        None
+        Ok(Stage::Loading(Box::new(Load::new(self.id(), head, recovered, peers, next_call))))
     }
 
     /// Replays the log on top of the checkpoint and begins to serve.
-    fn serve(
-        &self,
-        recovered: Recovered,
-        mut map: Map,
-        mut table: Table,
-        peers: Peers,
-        next_call: u64,
-    ) -> Result<Stage, OpenError> {
+    fn serve(&self, loaded: Loaded) -> Result<Stage, OpenError> {
+        let Loaded { recovered, mut map, mut table, peers, next_call } = loaded;
         for x in &recovered.extents {
             merge_extent(&mut table, x);
         }
@@ -470,10 +425,6 @@ fn check(table: &Table) -> Result<(), OpenError> {
         }
     }
     Ok(())
-}
-
-fn bad_checkpoint(error: &BadCheckpoint) -> OpenError {
-    OpenError::Inconsistent(error.to_string())
 }
 
 fn ended(state: &VolumeState) -> IoError {

@@ -6,12 +6,13 @@ use crate::block::record::BlockRecord;
 use crate::format::{Frame, Stream};
 use crate::ids::{AgentId, BLOCK_SIZE, Blocks, Epoch, ExtentId, ExtentSeq, VolumeId, Vseq};
 use crate::limits::{PEER_WAIT, READ_BLOCKS_MAX, RETRY_PAUSE};
-use crate::log::recover::RecoveredExtent;
+use crate::log::recover::{OpenError, Progress, RecoveredExtent, remedy};
 use crate::log::table::{Entry, Holder, State, Table};
 use crate::log::{Call, Calls, Effects, MetaCall, Peers};
 use crate::meta::docs::{HeadDoc, Seal};
 use crate::peer::{Request, Response, Unanswered};
 use crate::time::Instant;
+use std::collections::BTreeSet;
 
 /// A checkpoint that is being read.
 #[derive(Debug)]
@@ -23,7 +24,11 @@ pub struct Loading {
     at: Blocks,
     tried: usize,
     asking: Option<AgentId>,
+    /// Members that have answered that they do not have the next piece.
+    lacking: BTreeSet<AgentId>,
     retry: Instant,
+    /// Blocks read.
+    done: u64,
     /// The map as far as it is read.
     pub map: Map,
     /// The extents, as the checkpoint lists them.
@@ -54,7 +59,9 @@ impl Loading {
             at: 0,
             tried: 0,
             asking: None,
+            lacking: BTreeSet::new(),
             retry: Instant::default(),
+            done: 0,
             map: Map::new(size),
             table: Table::default(),
             order: Vec::new(),
@@ -67,10 +74,19 @@ impl Loading {
         self.extent == self.head.extents.len()
     }
 
-    /// The agents of which one must answer for the reading to go on.
+    /// How far it is.
     #[must_use]
-    pub fn waits_for(&self) -> &[AgentId] {
-        self.head.extents.get(self.extent).map_or(&[], |x| &x.members)
+    pub fn progress(&self) -> Progress {
+        let of = self.head.extents.iter().map(|x| u64::from(x.length)).sum();
+        Progress { what: "reading the checkpoint", done: self.done, of }
+    }
+
+    /// Why it does not get ahead: no member has what comes next.
+    #[must_use]
+    pub fn give_up(&self, name: impl Fn(AgentId) -> String) -> OpenError {
+        let (extent, members) =
+            self.head.extents.get(self.extent).map_or((ExtentSeq(0), &[][..]), |x| (x.seq, &x.members));
+        OpenError::Missing { extent, remedy: remedy(members, &self.lacking, name) }
     }
 
     /// Asks for the next piece.
@@ -94,10 +110,11 @@ impl Loading {
     /// # Errors
     /// When sound frames hold what no checkpoint does.
     pub fn on_answer(&mut self, now: Instant, result: Result<Response, Unanswered>) -> Result<(), BadCheckpoint> {
-        self.asking = None;
+        let asked = self.asking.take();
         let Some(x) = self.head.extents.get(self.extent) else { return Ok(()) };
         let (extent, length) = (ExtentId { volume: self.volume, seq: x.seq }, x.length);
         let before = self.at;
+        let told = result.is_ok();
         if let Ok(Response::Data { bytes, .. }) = result {
             let mut rest = bytes;
             while let Ok((header, frame)) = Frame::parse(&rest, extent, self.at) {
@@ -112,9 +129,13 @@ impl Loading {
                 }
             }
         }
+        self.done += u64::from(self.at - before);
         if self.at == before {
             self.tried += 1;
             self.retry = now + RETRY_PAUSE;
+            self.lacking.extend(asked.filter(|_| told));
+        } else {
+            self.lacking.clear();
         }
         if self.at >= length {
             (self.extent, self.at) = (self.extent + 1, 0);
@@ -152,12 +173,6 @@ impl Loading {
             _ => return Err(self.bad("a record that does not belong into a checkpoint")),
         }
         Ok(())
-    }
-
-    /// The extent that is being read.
-    #[must_use]
-    pub fn extent(&self) -> ExtentSeq {
-        self.head.extents.get(self.extent).map_or(ExtentSeq(0), |x| x.seq)
     }
 
     /// Adds the checkpoint's own extents to the table.

@@ -253,7 +253,7 @@ fn a_member_that_is_silent_for_a_moment_is_waited_for_before_one_that_forgot_is_
     w.forget_last_commit(AgentId(2));
     w.begin_open();
     // Its answer to that is on its way.
-    w.until(|w| w.owner.state() == VolumeState::Opening("reading the log's tail"));
+    w.until(|w| w.is_opening("reading the log's tail"));
     w.kill(AgentId(1));
     w.idle(READ_LEASE / 4);
     w.start(AgentId(1));

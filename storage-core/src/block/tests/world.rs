@@ -203,6 +203,10 @@ impl World {
         assert!(matches!(self.owner.state(), VolumeState::Serving(_)), "{:?}", self.owner.state());
     }
 
+    pub fn is_opening(&self, what: &str) -> bool {
+        matches!(self.owner.state(), VolumeState::Opening(progress) if progress.what == what)
+    }
+
     pub fn close(&mut self) {
         self.inbox.push_back(Event::Close);
         self.until(|w| w.owner.state() == VolumeState::Closed);

@@ -168,21 +168,6 @@ impl Extent {
         self.answers.keys().copied().collect()
     }
 
-    /// What a person can do when no member has what is missing: those that have `told` so need not be started.
-    pub(super) fn remedy(&self, told: &BTreeSet<AgentId>, name: impl Fn(AgentId) -> String) -> String {
-        let names = |agents: Vec<AgentId>, or: &str| agents.into_iter().map(&name).collect::<Vec<_>>().join(or);
-        let (told, silent): (Vec<AgentId>, Vec<AgentId>) =
-            self.doc.members.iter().partition(|agent| told.contains(agent));
-        match silent.is_empty() {
-            // They may have ended since: that they run is not known.
-            true => format!(
-                "{} have answered, and none has all of it: give one of them back the disk that it had",
-                names(told, " and ")
-            ),
-            false => format!("start {}", names(silent, " or ")),
-        }
-    }
-
     pub(super) fn filling(&mut self, target: AgentId) -> Option<&mut Filling> {
         self.fills.iter_mut().find(|f| f.target == target)
     }
@@ -198,6 +183,7 @@ impl Extent {
 
 #[cfg(test)]
 mod tests {
+    use super::super::remedy;
     use super::*;
 
     fn extent(answers: &[(u64, Copy)]) -> Extent {
@@ -247,7 +233,7 @@ mod tests {
 
     #[test]
     fn who_has_told_what_it_holds_need_not_be_started() {
-        let remedy = |x: &Extent| x.remedy(&x.answered(), |agent| format!("<{}>", agent.0));
+        let remedy = |x: &Extent| remedy(&x.doc.members, &x.answered(), |agent| format!("<{}>", agent.0));
         assert_eq!(remedy(&extent(&[])), "start <1> or <2>");
         assert_eq!(remedy(&extent(&[(1, open(7, true))])), "start <2>");
         let told = remedy(&extent(&[(1, open(7, true)), (2, Copy::Unknown)]));

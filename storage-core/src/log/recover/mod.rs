@@ -25,9 +25,12 @@
 
 mod claim;
 mod extent;
+mod progress;
 mod tail;
 mod types;
 
+pub use progress::{Patience, Progress};
+pub(crate) use types::remedy;
 pub use types::{Claim, FrameInfo, OpenError, Recovered, RecoveredExtent};
 
 use extent::Extent;
@@ -71,7 +74,7 @@ enum What {
 pub struct Recovery {
     claim: Claim,
     phase: Phase,
-    started: Option<Instant>,
+    patience: Patience<4>,
     fencing_since: Instant,
     calls: Calls<What, ()>,
     asking_meta: bool,
@@ -106,7 +109,7 @@ impl Recovery {
         Recovery {
             claim,
             phase: Phase::List,
-            started: None,
+            patience: Patience::default(),
             fencing_since: Instant::default(),
             calls: Calls::default(),
             asking_meta: false,
@@ -154,19 +157,6 @@ impl Recovery {
         (answered.len(), asked.len())
     }
 
-    /// What it is doing, for people.
-    #[must_use]
-    pub fn progress(&self) -> &'static str {
-        match self.phase {
-            Phase::List | Phase::Claim | Phase::Relist => "claiming the volume",
-            Phase::Fence => "fencing the previous owner",
-            Phase::Index => "reading the log's tail",
-            Phase::Fill => "completing copies",
-            Phase::Wait => "waiting out the previous owner's read lease",
-            Phase::Seal | Phase::SealCheck | Phase::Sealed => "sealing the log",
-        }
-    }
-
     /// The cluster's view has changed.
     pub fn on_agents(&mut self, now: Instant, views: &[AgentView]) {
         self.peers.update(now, views);
@@ -180,8 +170,8 @@ impl Recovery {
 
     /// Does what is next. `Some` when the takeover has ended, one way or the other.
     pub fn turn(&mut self, now: Instant, out: &mut Effects) -> Option<Result<Recovered, OpenError>> {
-        let started = *self.started.get_or_insert(now);
-        if now.since(started) > self.claim.patience {
+        let counts = self.counts();
+        if self.patience.is_over(now, counts, self.claim.patience) {
             return Some(Err(self.give_up()));
         }
         loop {
@@ -254,7 +244,7 @@ impl Recovery {
             _ => None,
         };
         if let Some((x, told)) = stuck {
-            return OpenError::Missing { extent: x.seq, remedy: x.remedy(&told, name) };
+            return OpenError::Missing { extent: x.seq, remedy: remedy(&x.doc.members, &told, name) };
         }
         let silent = MetaError::Unknown("no answer within the time allowed".into());
         OpenError::Metadata(self.last_meta_error.clone().unwrap_or(silent))

@@ -5,7 +5,7 @@ use super::{FrameInfo, OpenError, Phase, Recovery, What};
 use crate::format::frame::whole_frames;
 use crate::format::{FrameHeader, Pieces, Stream};
 use crate::ids::{AgentId, BLOCK_SIZE, Blocks, ExtentId, ExtentSeq, Vseq};
-use crate::limits::{PEER_WAIT, READ_BLOCKS_MAX, RETRY_PAUSE};
+use crate::limits::{INDEX_READS_MAX, PEER_WAIT, READ_BLOCKS_MAX, RETRY_PAUSE};
 use crate::log::Effects;
 use crate::mutation::{self, Mutation};
 use crate::peer::{Copy, Request, Response, Unanswered};
@@ -16,10 +16,14 @@ impl Recovery {
     /// Reads the frame headers of every log extent up to its length; when all are there, finds the log's end.
     pub(super) fn index(&mut self, now: Instant, out: &mut Effects) -> Result<(), OpenError> {
         let volume = self.claim.volume;
+        let mut room = INDEX_READS_MAX.saturating_sub(self.extents.values().filter(|x| x.asking).count());
         for x in self.extents.values_mut().filter(|x| !x.indexed && !x.asking && x.retry <= now) {
             if x.reached() >= x.length {
                 x.indexed = true;
                 continue;
+            }
+            if room == 0 {
+                break;
             }
             let sources = x.sources(&self.peers);
             let Some(&agent) = sources.get(x.tried % sources.len().max(1)) else {
@@ -27,6 +31,7 @@ impl Recovery {
                 continue;
             };
             x.asking = true;
+            room -= 1;
             let extent = ExtentId { volume, seq: x.seq };
             let request = Request::Frames { extent, epoch: self.epoch, from: x.reached() };
             self.calls.send(now, agent, request, PEER_WAIT, What::Frames(x.seq), out);
@@ -317,5 +322,23 @@ mod tests {
             "{}",
             remedy(&recovery)
         );
+    }
+    /// A hundred extents' frames asked for at once would be answered too late by a slow disk, all of them.
+    #[test]
+    fn few_extents_are_asked_for_their_frames_at_a_time() {
+        let (mut recovery, first) = reading();
+        let doc = recovery.extents[&first].doc.clone();
+        for n in 1..100 {
+            let seq = ExtentSeq((1 << 24) + n);
+            recovery.extents.insert(seq, Extent::new(seq, doc.clone(), Revision(1)));
+        }
+        let (now, mut out) = (Instant::default(), Effects::default());
+        recovery.index(now, &mut out).unwrap();
+        recovery.index(now, &mut out).unwrap();
+        assert_eq!(out.sends.len(), INDEX_READS_MAX);
+        let nothing = Response::Frames { headers: Vec::new(), end: true };
+        recovery.on_answer(now, out.sends[0].rpc, Ok(nothing), &mut out).unwrap();
+        recovery.index(now, &mut out).unwrap();
+        assert_eq!(out.sends.len(), INDEX_READS_MAX + 1, "who is answered makes room");
     }
 }

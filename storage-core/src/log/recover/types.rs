@@ -3,11 +3,12 @@
 #![allow(missing_docs, reason = "the fields of a variant are described by its own line")]
 
 use crate::format::Record;
-use crate::ids::{Blocks, Epoch, ExtentSeq, VolumeId, Vseq};
+use crate::ids::{AgentId, Blocks, Epoch, ExtentSeq, VolumeId, Vseq};
 use crate::meta::docs::{BadDoc, ExtentDoc, HeadDoc, Holder, VolumeDoc};
 use crate::meta::{LeaseId, MetaError, Revision};
 use crate::time::Duration;
 use smallvec::SmallVec;
+use std::collections::BTreeSet;
 
 /// How a volume is to be opened.
 #[derive(Clone, Debug)]
@@ -22,7 +23,7 @@ pub struct Claim {
     pub lease: Option<LeaseId>,
     /// Take it from a holder that seems to be alive.
     pub force: bool,
-    /// How long to try before giving up with a reason.
+    /// How long to go on without getting ahead before giving up with a reason.
     pub patience: Duration,
 }
 
@@ -53,6 +54,21 @@ pub enum OpenError {
     /// What is there contradicts itself: opening would lose data.
     #[error("the volume's log contradicts itself: {0}; nothing was changed, keep the disks as they are")]
     Inconsistent(String),
+}
+
+/// What a person can do about an extent of which none of `members` has what is missing: those that have `told` so need not
+/// be started.
+pub(crate) fn remedy(members: &[AgentId], told: &BTreeSet<AgentId>, name: impl Fn(AgentId) -> String) -> String {
+    let names = |agents: Vec<AgentId>, or: &str| agents.into_iter().map(&name).collect::<Vec<_>>().join(or);
+    let (told, silent): (Vec<AgentId>, Vec<AgentId>) = members.iter().partition(|agent| told.contains(agent));
+    match silent.is_empty() {
+        // They may have ended since: that they run is not known.
+        true => format!(
+            "{} have answered, and none has all of it: give one of them back the disk that it had",
+            names(told, " and ")
+        ),
+        false => format!("start {}", names(silent, " or ")),
+    }
 }
 
 /// A frame of the log, as replay needs it.
