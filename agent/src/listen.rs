@@ -169,6 +169,8 @@ mod tests {
 
         // As after kill -9: the file stays, nobody listens.
         std::mem::forget(file);
+        // A child that another test starts in this moment has the listener, too, until it runs its program.
+        socket2::SockRef::from(&listener).shutdown(std::net::Shutdown::Both).unwrap();
         drop(listener);
         let (_listener, file) = unix(&path, 0o660).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);

@@ -16,11 +16,11 @@ const BLOCKS: u64 = TIB_BLOCKS / SHARE;
 const LARGE_RUNS_MAX: usize = 16 * MIB / SHARE as usize;
 const RANDOM_MAX: usize = 1536 * MIB / SHARE as usize;
 
-/// Memory of this process that is really there.
+/// Memory of this process that is really there, without what it has mapped of files: its own program is not the map.
 fn resident_bytes() -> usize {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
-    let pages: usize = statm.split(' ').nth(1).unwrap().parse().unwrap();
-    pages * 4096
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let kib = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+    kib.trim().trim_end_matches(" kB").parse::<usize>().unwrap() * 1024
 }
 
 /// The log as a writer that never stops fills it: `blocks` at a time, a frame header before each 256.

@@ -94,6 +94,7 @@ mod tests {
     use super::*;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering};
+    use tokio::time::timeout;
     use tonic::codegen::http::uri::Authority;
     use tonic::transport::Endpoint;
     use torus_proto::registration::registration_client::RegistrationClient;
@@ -116,10 +117,13 @@ mod tests {
         }
     }
 
-    async fn until(condition: impl Fn() -> bool) {
-        while !condition() {
-            sleep(Duration::from_millis(10)).await;
-        }
+    async fn until(what: &str, condition: impl Fn() -> bool) {
+        let met = async {
+            while !condition() {
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        assert!(timeout(Duration::from_secs(60), met).await.is_ok(), "waited in vain for {what}");
     }
 
     #[tokio::test]
@@ -133,15 +137,16 @@ mod tests {
         sleep(POLL * 2).await;
         assert!(!socket.exists(), "offered without an agent");
         is_up.store(true, Ordering::Relaxed);
-        until(|| socket.exists()).await;
+        until("the offer", || socket.exists()).await;
+        let made = || socket.metadata().and_then(|file| file.modified()).ok();
+        let first = made();
         let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display())).unwrap();
         let mut kubelet = RegistrationClient::new(endpoint.connect().await.unwrap());
         assert_eq!(kubelet.get_info(InfoRequest {}).await.unwrap().into_inner().endpoint, "/csi.sock");
         let refusal = RegistrationStatus { plugin_registered: false, error: "no".into() };
         kubelet.notify_registration_status(refusal).await.unwrap();
         drop(kubelet);
-        until(|| !socket.exists()).await;
-        until(|| socket.exists()).await;
+        until("the next offer", || made().is_some_and(|made| Some(made) != first)).await;
         stop.cancel();
         served.await.unwrap().unwrap();
     }

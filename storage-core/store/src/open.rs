@@ -18,6 +18,8 @@ use rustix::fs::{
 use rustix::io::Errno;
 use std::fs::File;
 use std::io;
+use std::ops::Deref;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -122,10 +124,43 @@ pub enum OpenError {
     Io { path: PathBuf, doing: &'static str, source: io::Error },
 }
 
+/// A file or device that this process has locked. The lock goes with it: a child that was started meanwhile has a copy of the
+/// descriptor until it runs its program, and must not keep the disk from whoever opens it next.
+#[derive(Debug)]
+pub(crate) struct Locked(File);
+
+impl Locked {
+    fn new(path: &Path, file: File) -> Result<Self, OpenError> {
+        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|e| classify(path, "lock", e))?;
+        Ok(Self(file))
+    }
+}
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        // What is closed is unlocked too, if later.
+        let _ = rustix::fs::flock(&self.0, FlockOperation::Unlock);
+    }
+}
+
+impl Deref for Locked {
+    type Target = File;
+
+    fn deref(&self) -> &File {
+        &self.0
+    }
+}
+
+impl AsFd for Locked {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 /// An open, locked file or device, with what has to be known to do I/O on it.
 #[derive(Debug)]
 pub(crate) struct Target {
-    pub file: File,
+    pub file: Locked,
     pub path: PathBuf,
     /// Usable size: whole blocks.
     pub bytes: u64,
@@ -168,7 +203,7 @@ pub(crate) fn open(path: &Path, options: &DiskOptions) -> Result<Target, OpenErr
     Ok(Target { file, path: path.into(), bytes, memory_align, write_through, pool: options.pool.clone() })
 }
 
-fn open_and_lock(path: &Path, buffered: bool) -> Result<(File, FileType), OpenError> {
+fn open_and_lock(path: &Path, buffered: bool) -> Result<(Locked, FileType), OpenError> {
     // Looked at before it is opened: opening a pipe would block, and opening some devices does something.
     let seen = rustix::fs::stat(path).map_err(|e| classify(path, "look at", e))?;
     let mut flags = OFlags::RDWR | OFlags::CLOEXEC;
@@ -181,12 +216,7 @@ fn open_and_lock(path: &Path, buffered: bool) -> Result<(File, FileType), OpenEr
     };
     let opened = rustix::fs::fstat(&file).map_err(|e| classify(path, "look at", e))?;
     let kind = disk_kind(path, opened.st_mode)?;
-    lock(path, &file)?;
-    Ok((file, kind))
-}
-
-fn lock(path: &Path, file: &File) -> Result<(), OpenError> {
-    rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive).map_err(|e| classify(path, "lock", e))
+    Ok((Locked::new(path, file)?, kind))
 }
 
 /// Whether the filesystem is known to sync a direct write that carries `RWF_DSYNC`. Not all do: FUSE, and with it
@@ -263,14 +293,14 @@ fn unfinished_name(path: &Path) -> PathBuf {
 
 /// A new, locked file. One that a maker left behind when it was killed is removed first; that of a maker who lives is
 /// locked, and an error.
-fn make_unfinished(path: &Path, unfinished: &Path) -> Result<File, OpenError> {
+fn make_unfinished(path: &Path, unfinished: &Path) -> Result<Locked, OpenError> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
     let make = || rustix::fs::open(unfinished, flags, Mode::RUSR | Mode::WUSR).map(File::from);
     let file = match make() {
         Err(Errno::EXIST) => {
             let left = File::open(unfinished);
             let left = left.map_err(|source| OpenError::Io { path: path.into(), doing: "make", source })?;
-            lock(path, &left)?;
+            let _left = Locked::new(path, left)?;
             rustix::fs::unlink(unfinished).map_err(|e| classify(path, "make", e))?;
             make()
         }
@@ -280,8 +310,7 @@ fn make_unfinished(path: &Path, unfinished: &Path) -> Result<File, OpenError> {
         Errno::NOENT => OpenError::NoDirectory { path: path.into() },
         error => classify(path, "make", error),
     })?;
-    lock(path, &file)?;
-    Ok(file)
+    Locked::new(path, file)
 }
 
 /// Turns the finished file into the disk, durably, unless something has appeared in its place.

@@ -377,8 +377,8 @@ impl Drop for Uring {
             self.reap();
             self.waiting.clear();
             if self.in_flight > 0 && self.signal.wait().is_err() {
-                // Better lost than written to after it was given to someone else.
-                std::mem::forget(std::mem::take(&mut self.ops));
+                // Better lost than written to after it was given to someone else. The same for the lock on the disk.
+                std::mem::forget((std::mem::take(&mut self.ops), Arc::clone(&self.target)));
                 return;
             }
         }

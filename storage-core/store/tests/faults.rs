@@ -140,8 +140,12 @@ fn until(what: &str, mut done: impl FnMut() -> bool) {
 
 fn everywhere(test: impl Fn(&mut Disk, &BadDevice)) {
     for looped in [false, true] {
-        for (engine, write_through) in [(Engine::Uring, false), (Engine::Uring, true), (Engine::Threads, false)] {
-            let Some(device) = BadDevice::new(looped) else { return };
+        let kinds = [(Engine::Uring, false), (Engine::Uring, true), (Engine::Threads, false)];
+        for (nth, (engine, write_through)) in kinds.into_iter().enumerate() {
+            let Some(device) = BadDevice::new(looped) else {
+                assert_eq!(nth, 0, "there was such a device a moment ago");
+                return;
+            };
             eprintln!("{} by {engine:?}, written through: {write_through}", device.path().display());
             let options = DiskOptions { engine, write_through, ..DiskOptions::new(BufferPool::new(1 << 20)) };
             let mut disk = Disk::open(device.path(), &options).unwrap();

@@ -3,8 +3,10 @@
 #![allow(clippy::unwrap_used, reason = "a test says what went wrong by failing there")]
 
 use rustix::fs::{SeekFrom, seek};
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 use std::error::Error;
 use std::fs::{self, File};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -24,7 +26,7 @@ fn new_disk(dir: &TempDir) -> PathBuf {
     path
 }
 
-/// Waits no longer than a program that another test starts may have a lock that is not meant for it: between fork and exec.
+/// Waits no longer than a kernel may need to let go of what was in flight.
 fn impatient() -> DiskOptions {
     DiskOptions { lock_wait_max: Duration::from_secs(1), ..DiskOptions::new(BufferPool::new(0)) }
 }
@@ -67,6 +69,29 @@ fn a_disk_is_opened_by_one_at_a_time_and_through_any_name() {
     }
     drop(disk);
     assert_eq!(Disk::open(&other, &impatient()).unwrap().bytes(), DISK_BYTES);
+}
+
+/// Copies of all descriptors of this process that are open on `path`, as a child has them between fork and exec.
+fn copies(path: &Path) -> Vec<OwnedFd> {
+    let path = path.canonicalize().unwrap();
+    let this = pidfd_open(getpid(), PidfdFlags::empty()).unwrap();
+    let all = fs::read_dir("/proc/self/fd").unwrap().map(|entry| entry.unwrap().path());
+    let of_path = all.filter(|fd| fs::read_link(fd).is_ok_and(|target| target == path));
+    let number = |fd: PathBuf| fd.file_name().unwrap().to_str().unwrap().parse().unwrap();
+    of_path.map(|fd| pidfd_getfd(&this, number(fd), PidfdGetfdFlags::empty()).unwrap()).collect()
+}
+
+#[test]
+fn a_child_that_has_not_run_its_program_yet_keeps_no_disk() {
+    let dir = dir();
+    let path = new_disk(&dir);
+    let disk = Disk::open(&path, &impatient()).unwrap();
+    let copies = copies(&path);
+    assert_eq!(copies.len(), 1);
+    drop(disk);
+    let at_once = DiskOptions { lock_wait_max: Duration::ZERO, ..impatient() };
+    assert_eq!(Disk::open(&path, &at_once).unwrap().bytes(), DISK_BYTES);
+    drop(copies);
 }
 
 #[test]
