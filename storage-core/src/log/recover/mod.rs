@@ -10,7 +10,8 @@
 //!    registering one is conditional on the epoch.
 //! 2. An open extent ends at the longest valid prefix among the members that answered, of which one must be sound, or all
 //!    must have answered: what was acknowledged is on all members, so it is on that one. A damaged or forgetful member never shortens it (I17),
-//!    nor does the silence of a moment: a member that held more and does not answer is waited for as for its first word.
+//!    nor does the silence of a moment: a member that held more and does not answer is waited for as for its first word. One that
+//!    says later that it has less after all has said so from the first: nothing is kept that nobody has.
 //! 3. The log ends before the first missing `vseq`: records after a gap were never acknowledged, as acknowledgements go in
 //!    order. `vseq` increases along an extent, so each is cut at its first record beyond the end.
 //!    A frame carries the highest record that was durable on all members when it was sent (LAC), and a sealed extent holds
@@ -64,7 +65,8 @@ enum Phase {
 #[derive(Clone, PartialEq, Eq, Debug)]
 enum What {
     Fence,
-    Frames(ExtentSeq),
+    /// From which block on.
+    Frames(ExtentSeq, Blocks),
     FillRead(ExtentSeq, AgentId),
     Fill(ExtentSeq, AgentId, Blocks),
 }
@@ -388,8 +390,8 @@ impl Recovery {
                     }
                 }
             }
-            What::Frames(seq) => self.on_frames(now, seq, call.to, result),
-            What::FillRead(seq, target) => self.on_fill_read(now, seq, target, result, out),
+            What::Frames(seq, at) => self.on_frames(now, seq, call.to, at, result),
+            What::FillRead(seq, target) => self.on_fill_read(now, seq, target, call.to, result, out),
             What::Fill(seq, target, end) => self.on_filled(now, seq, target, end, &result),
         }
         Ok(())

@@ -8,7 +8,7 @@ use crate::ids::{AgentId, BLOCK_SIZE, Blocks, ExtentId, ExtentSeq, Vseq};
 use crate::limits::{INDEX_READS_MAX, PEER_WAIT, READ_BLOCKS_MAX, RETRY_PAUSE};
 use crate::log::Effects;
 use crate::mutation::{self, Mutation};
-use crate::peer::{Copy, Request, Response, Unanswered};
+use crate::peer::{Copy, Rejection, Request, Response, Unanswered};
 use crate::time::Instant;
 use smallvec::SmallVec;
 
@@ -34,7 +34,7 @@ impl Recovery {
             room -= 1;
             let extent = ExtentId { volume, seq: x.seq };
             let request = Request::Frames { extent, epoch: self.epoch, from: x.reached() };
-            self.calls.send(now, agent, request, PEER_WAIT, What::Frames(x.seq), out);
+            self.calls.send(now, agent, request, PEER_WAIT, What::Frames(x.seq, x.reached()), out);
         }
         if self.extents.values().all(|x| x.indexed) {
             self.phase = Phase::Fill;
@@ -48,6 +48,7 @@ impl Recovery {
         now: Instant,
         seq: ExtentSeq,
         from: AgentId,
+        at: Blocks,
         result: Result<Response, Unanswered>,
     ) {
         let volume = self.claim.volume;
@@ -55,6 +56,16 @@ impl Recovery {
         x.asking = false;
         let silent = result.is_err();
         let before = x.reached();
+        if at != before {
+            // Asked before the end was sought anew.
+            return;
+        }
+        if matches!(&result, Ok(Response::Frames { headers, end: true }) if headers.is_empty())
+            && self.ends_at(seq, from, at)
+        {
+            return;
+        }
+        let Some(x) = self.extents.get_mut(&seq) else { return };
         if let Ok(Response::Frames { headers, .. }) = result {
             for block in headers {
                 let at = x.reached();
@@ -158,6 +169,12 @@ impl Recovery {
             )));
         }
         self.short_at = Some(self.answered());
+        self.seek_end();
+        Ok(())
+    }
+
+    /// Back to what the members of open extents have said.
+    fn seek_end(&mut self) {
         for x in self.extents.values_mut().filter(|x| x.is_open()) {
             (x.indexed, x.tried, x.silent) = (false, 0, None);
             x.frames.clear();
@@ -165,7 +182,24 @@ impl Recovery {
             x.lacking.clear();
         }
         self.phase = Phase::Fence;
-        Ok(())
+    }
+
+    /// The copy of `from`, which had told of more, ends at block `at`: it has started again since, and found damage. Whether that
+    /// leaves the extent's end open, which is then sought anew.
+    fn ends_at(&mut self, seq: ExtentSeq, from: AgentId, at: Blocks) -> bool {
+        let Some(x) = self.extents.get_mut(&seq).filter(|x| x.is_open()) else { return false };
+        let Some(copy) = x.answers.get_mut(&from) else { return false };
+        let lac = match *copy {
+            Copy::Open { length, lac, .. } if at < length => lac,
+            Copy::Sealed { length, .. } if at < length => Vseq(0),
+            _ => return false,
+        };
+        *copy = Copy::Open { length: at, lac, damaged: true };
+        if x.settled() && x.end() >= x.length {
+            return false;
+        }
+        self.seek_end();
+        true
     }
 
     /// Makes every open extent whole on every member that answered.
@@ -202,10 +236,16 @@ impl Recovery {
         now: Instant,
         seq: ExtentSeq,
         target: AgentId,
+        from: AgentId,
         result: Result<Response, Unanswered>,
         out: &mut Effects,
     ) {
         let extent = ExtentId { volume: self.claim.volume, seq };
+        if let Ok(Response::Rejected(Rejection::PastEnd { length })) = result
+            && self.ends_at(seq, from, length)
+        {
+            return;
+        }
         let Some(x) = self.extents.get_mut(&seq) else { return };
         let Some(filling) = x.filling(target) else { return };
         let at = filling.at;
@@ -311,12 +351,12 @@ mod tests {
             other => panic!("{other}"),
         };
         assert_eq!(remedy(&recovery), "start agent 1 or agent 2");
-        recovery.on_frames(Instant::default(), seq, AgentId(1), Err(Unanswered));
+        recovery.on_frames(Instant::default(), seq, AgentId(1), 0, Err(Unanswered));
         assert_eq!(remedy(&recovery), "start agent 1 or agent 2");
         let nothing = || Ok(Response::Frames { headers: Vec::new(), end: true });
-        recovery.on_frames(Instant::default(), seq, AgentId(2), nothing());
+        recovery.on_frames(Instant::default(), seq, AgentId(2), 0, nothing());
         assert_eq!(remedy(&recovery), "start agent 1");
-        recovery.on_frames(Instant::default(), seq, AgentId(1), nothing());
+        recovery.on_frames(Instant::default(), seq, AgentId(1), 0, nothing());
         assert!(
             remedy(&recovery).starts_with("agent 1 and agent 2 have answered, and none has all"),
             "{}",
@@ -340,5 +380,33 @@ mod tests {
         recovery.on_answer(now, out.sends[0].rpc, Ok(nothing), &mut out).unwrap();
         recovery.index(now, &mut out).unwrap();
         assert_eq!(out.sends.len(), INDEX_READS_MAX + 1, "who is answered makes room");
+    }
+    /// Two members found damage when they started again, after they had told of nine blocks: nobody has what they had, and an
+    /// extent that were sealed there could never be read.
+    #[test]
+    fn what_members_have_no_more_is_not_kept() {
+        let (mut recovery, seq) = reading();
+        let x = recovery.extents.get_mut(&seq).unwrap();
+        x.doc.sealed = None;
+        x.doc.members.push(AgentId(3));
+        let told = [(1, 9, false), (2, 9, false), (3, 4, true)];
+        let copy = |(id, length, damaged)| (AgentId(id), Copy::Open { length, lac: Vseq(2), damaged });
+        x.answers = told.map(copy).into();
+        x.length = x.end();
+        x.indexed = true;
+        x.plan_fills();
+        recovery.phase = Phase::Fill;
+        let mut out = Effects::default();
+        let mut past_end = |recovery: &mut Recovery, from, length| {
+            let refused = Ok(Response::Rejected(Rejection::PastEnd { length }));
+            recovery.on_fill_read(Instant::default(), seq, AgentId(3), AgentId(from), refused, &mut out);
+        };
+        past_end(&mut recovery, 1, 2);
+        assert_eq!((recovery.phase, recovery.extents[&seq].end()), (Phase::Fill, 9), "the other one has it");
+        past_end(&mut recovery, 2, 0);
+        assert_eq!((recovery.phase, recovery.extents[&seq].end()), (Phase::Fence, 4));
+        assert!(recovery.extents[&seq].settled(), "all have told");
+        recovery.fence(Instant::default(), &mut Effects::default());
+        assert_eq!((recovery.phase, recovery.extents[&seq].length), (Phase::Index, 4));
     }
 }
