@@ -37,8 +37,13 @@ pub fn ensure() -> Result<()> {
     let run = source.join("tests/run");
     must_succeed(Command::new("make").arg("--silent").arg(PROGRAM).current_dir(&run))?;
     fs::create_dir_all(&kept).with_context(|| format!("cannot make {}", kept.display()))?;
+    // Each in one piece: one that is there is taken for whole.
+    let unfinished = tempfile::tempdir_in(&kept).context("cannot make a directory")?;
     for name in KEPT {
-        fs::copy(run.join(name), kept.join(name)).with_context(|| format!("cannot keep {name}"))?;
+        let copied = unfinished.path().join(name);
+        fs::copy(run.join(name), &copied)
+            .and_then(|_| fs::rename(&copied, kept.join(name)))
+            .with_context(|| format!("cannot keep {name}"))?;
     }
     println!("{PROGRAM} is in {}", kept.display());
     Ok(())

@@ -5,6 +5,7 @@
 //! that went into it, so that another version is another directory and nothing stale is ever run.
 
 use super::progress::Progress;
+use super::shell::thrice;
 use crate::cache;
 use anyhow::{Context, Result, bail, ensure};
 use nix::fcntl::{Flock, FlockArg};
@@ -106,8 +107,12 @@ impl Module {
             go.current_dir(&source).env("CGO_ENABLED", "0").env("GOWORK", "off").stdin(Stdio::null());
             go.args(["build", "-buildvcs=false", "-trimpath", "-ldflags", self.ldflags, "-o"]);
             go.arg(&unfinished).arg(package);
-            let status = go.status().context("cannot run go")?;
-            ensure!(status.success(), "go build {package} of deploy/e2e/kubernetes/{} failed", self.name);
+            // It fetches the sources as well.
+            thrice(&format!("building {program}"), || {
+                let status = go.status().context("cannot run go")?;
+                ensure!(status.success(), "go build {package} of deploy/e2e/kubernetes/{} failed", self.name);
+                Ok(())
+            })?;
             fs::rename(&unfinished, directory.join(program)).context("cannot keep what Go built")?;
         }
         Ok(directory)

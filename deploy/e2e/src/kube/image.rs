@@ -12,7 +12,7 @@ use super::go;
 use super::node::PAUSE_IMAGE;
 use super::progress::Progress;
 use super::run;
-use super::shell::{must, output, said};
+use super::shell::{must, output, said, thrice};
 use crate::{binaries, cache};
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
@@ -158,7 +158,9 @@ fn torus(profile: &str, progress: &Progress) -> Result<PathBuf> {
     let mut bud = buildah.command("bud");
     bud.args(["--quiet", "--layers", "--target", "runtime", "--build-arg", &format!("BASE={BASE}")]);
     bud.arg("--build-context").arg(format!("programs={}", programs.display())).args(["--tag", TORUS]);
-    output(bud.arg("--file").arg(&containerfile).arg(&context))?;
+    bud.arg("--file").arg(&containerfile).arg(&context);
+    // It installs packages.
+    thrice("building the image", || output(&mut bud))?;
     let unfinished = archive.with_extension("new");
     // What is written to must not be there.
     let _ = fs::remove_file(&unfinished);
@@ -203,7 +205,11 @@ impl Buildah {
         let work = tempfile::tempdir_in(&self.store).context("cannot make a directory")?;
         let tar = work.path().join("base.tar");
         let tar = tar.to_str().context("a path that is no UTF-8")?;
-        must("mmdebstrap", ["--variant=minbase", "--quiet", RELEASE, tar])?;
+        thrice(&format!("a Debian {RELEASE}"), || {
+            // What is written to must not be there.
+            let _ = fs::remove_file(tar);
+            must("mmdebstrap", ["--variant=minbase", "--quiet", RELEASE, tar])
+        })?;
         let container = output(self.command("from").arg("scratch"))?;
         let container = container.trim();
         output(self.command("add").args(["--quiet", container, tar, "/"]))?;

@@ -8,11 +8,16 @@ use nix::unistd::Pid;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::Duration;
 
 const GROUPS: &str = "/sys/fs/cgroup";
 /// How long killed processes may take to leave their groups.
 const GONE: Duration = Duration::from_secs(60);
+/// How long a loop device may take to let go of its file.
+const CLEARED: Duration = Duration::from_secs(10);
+/// Between two looks at loop devices.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// Makes a control group in every hierarchy, for one with several levels each of them.
 pub fn make_group(path: &str) -> Result<()> {
@@ -37,13 +42,18 @@ pub fn make_group(path: &str) -> Result<()> {
 /// Removes all groups below one whose processes have ended, as a machine has none when it starts: a kubelet would look for the containers
 /// of each for seconds.
 pub fn clear_group(path: &str) -> Result<()> {
+    remove_groups(path)?;
+    make_group(path)
+}
+
+/// A process that was killed is in its group until it is gone, which takes a while.
+fn remove_groups(path: &str) -> Result<()> {
     until(&format!("the groups below {path} are gone"), GONE, || {
         for group in groups_of(path) {
             remove_group(&group);
         }
         Ok(groups_of(path).is_empty())
-    })?;
-    make_group(path)
+    })
 }
 
 /// Ends (-9) what is in the groups below `name`. Without such groups there is nothing to do.
@@ -98,6 +108,16 @@ pub fn recorded_loops(lib: &Path) -> BTreeSet<String> {
 
 /// Loop devices on files of filesystems that no process sees mounted.
 pub fn orphaned_loops() -> Result<BTreeSet<String>> {
+    let once = seemingly_orphaned_loops()?;
+    if once.is_empty() {
+        return Ok(once);
+    }
+    // One that is being detached looks the same for a moment: the kernel does not tell of its file any more.
+    thread::sleep(LOOK);
+    Ok(seemingly_orphaned_loops()?.intersection(&once).cloned().collect())
+}
+
+fn seemingly_orphaned_loops() -> Result<BTreeSet<String>> {
     let listed = said("losetup", ["--list", "--noheadings", "--output", "NAME,BACK-MAJ:MIN"])?;
     if listed.trim().is_empty() {
         return Ok(BTreeSet::new());
@@ -122,17 +142,34 @@ pub fn groups_of(name: &str) -> Vec<PathBuf> {
     hierarchies.map(|hierarchy| hierarchy.path().join(name)).filter(|group| group.exists()).collect()
 }
 
-/// Takes loop devices from their files, which nobody serves any more.
+/// Takes loop devices from their files, which nobody serves any more. One that has let go of its file by itself needs nothing.
 pub fn detach(loops: &BTreeSet<String>) -> Result<()> {
-    loops.iter().try_for_each(|name| must("losetup", ["--detach", name]))
+    loops.iter().try_for_each(|name| {
+        let mut detached = Ok(());
+        let done = until(&format!("{name} has no file"), CLEARED, || {
+            detached = must("losetup", ["--detach", name]);
+            let is_done = detached.is_ok() || !has_file(name);
+            if !is_done {
+                // While it lets go of its file, this is refused.
+                thread::sleep(LOOK);
+            }
+            Ok(is_done)
+        });
+        // What losetup says tells more than that it took too long.
+        done.or(detached)
+    })
+}
+
+/// Whether a loop device is on a file.
+fn has_file(device: &str) -> bool {
+    let name = device.trim_start_matches("/dev/");
+    Path::new("/sys/block").join(name).join("loop/backing_file").exists()
 }
 
 /// Removes the groups and the bridge of a run whose processes have ended.
 pub fn remove_all(name: &str) -> Result<()> {
-    // The one of version 2 as well, where container runtimes make groups of the same name.
-    for hierarchy in fs::read_dir(GROUPS).into_iter().flatten().flatten() {
-        remove_group(&hierarchy.path().join(name));
-    }
+    // Those of version 2 as well, where container runtimes make groups of the same name.
+    remove_groups(name)?;
     // A node's link goes with its namespace, which the kernel may keep for a while.
     for entry in fs::read_dir("/sys/class/net").into_iter().flatten().flatten() {
         let link = entry.file_name().to_string_lossy().into_owned();
@@ -141,8 +178,13 @@ pub fn remove_all(name: &str) -> Result<()> {
             let _ = must("ip", ["link", "delete", &link]);
         }
     }
-    if Path::new("/sys/class/net").join(name).exists() {
-        must("ip", ["link", "delete", name])?;
+    let bridge = Path::new("/sys/class/net").join(name);
+    if bridge.exists()
+        && let Err(error) = must("ip", ["link", "delete", name])
+        // Another may have been quicker.
+        && bridge.exists()
+    {
+        return Err(error);
     }
     Ok(())
 }
@@ -170,13 +212,19 @@ fn remove_group(group: &Path) {
             remove_group(&entry.path());
         }
     }
-    // One that is not empty stays, and is in nobody's way.
+    // One that is not empty stays: whoever waits for it to be gone tries again.
     let _ = fs::remove_dir(group);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_gone_already_is_removed() {
+        detach(&BTreeSet::from(["/dev/loop-that-is-gone".into()])).unwrap();
+        remove_all("tk-that-is-gone").unwrap();
+    }
 
     #[test]
     fn a_filesystem_of_torus_is_told_from_others() {

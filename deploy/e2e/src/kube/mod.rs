@@ -31,3 +31,4 @@ pub use network::Network;
 pub use node::Node;
 pub use pki::Pki;
 pub use progress::Progress;
+pub use shell::thrice;

@@ -110,9 +110,14 @@ mod tests {
     use super::*;
     use crate::kube::run::Run;
     use std::process::Command;
+    use std::sync::{Mutex, PoisonError};
+
+    /// Loop devices are the machine's: the device of one test must not come and go while the other looks.
+    static LOOPS: Mutex<()> = Mutex::new(());
 
     #[test]
     fn what_is_left_is_named_and_nothing_is_found_where_nothing_is() {
+        let _alone = LOOPS.lock().unwrap_or_else(PoisonError::into_inner);
         let before = Residue::before().unwrap();
         let run = Run::begin().unwrap();
         let directory = run.directory().to_path_buf();
@@ -127,6 +132,7 @@ mod tests {
         if !nix::unistd::Uid::effective().is_root() {
             return;
         }
+        let _alone = LOOPS.lock().unwrap_or_else(PoisonError::into_inner);
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(1 << 20).unwrap();
         let made = Command::new("losetup").args(["--find", "--show"]).arg(file.path()).output().unwrap();

@@ -5,7 +5,8 @@
 //!
 //! In the run's directory: `owner`, the process that the run belongs to, or `nobody` when it was left running on purpose; and
 //! `processes`, a line for each that was started. A process is written down with the time of its start, so that another
-//! that has got the same id is left alone.
+//! that has got the same id is left alone. A directory with an owner is a run, so `owner` goes last: what was not removed to the end is
+//! found again.
 
 use super::kernel;
 use crate::cache;
@@ -16,7 +17,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -24,6 +25,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// How long what was killed may take to be gone. A process in the middle of disk I/O takes its time.
 const GONE: Duration = Duration::from_secs(60);
+
+/// The file that says whose a run is.
+const OWNER: &str = "owner";
 
 /// A run. Dropped, everything of it is removed.
 #[derive(Debug)]
@@ -44,8 +48,7 @@ impl Run {
         // In one piece: a run without an owner would look like a dead one.
         let unfinished =
             tempfile::Builder::new().prefix(".new-").tempdir_in(&all).context("cannot make a directory")?;
-        fs::write(unfinished.path().join("owner"), identity(std::process::id()).context("cannot tell our own id")?)
-            .context("cannot write down the owner of a run")?;
+        write_owner(unfinished.path(), &identity(std::process::id()).context("cannot tell our own id")?)?;
         loop {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             let number = now.subsec_nanos() ^ std::process::id().rotate_left(16);
@@ -92,7 +95,7 @@ impl Run {
 
     /// Leaves everything running when this is dropped. [`remove`] ends it.
     pub fn leave(&mut self) -> Result<()> {
-        fs::write(self.directory.join("owner"), "nobody").context("cannot write down that a run has no owner")?;
+        write_owner(&self.directory, "nobody")?;
         self.is_kept = true;
         Ok(())
     }
@@ -113,8 +116,9 @@ pub fn left() -> Result<Vec<PathBuf>> {
     Ok(directories()?.into_iter().filter(|run| owner(run).is_some_and(|owner| owner == "nobody")).collect())
 }
 
-/// Removes what runs have left whose owner is dead.
+/// Removes what runs have left whose owner is dead. One at a time: two that remove the same would be in each other's way.
 fn sweep() -> Result<()> {
+    let _alone = alone("sweep")?;
     for run in directories()? {
         let Some(owner) = owner(&run) else { continue };
         if owner != "nobody" && !is_alive(&owner) {
@@ -125,7 +129,7 @@ fn sweep() -> Result<()> {
     Ok(())
 }
 
-/// Ends everything that a run has started, and removes all it has.
+/// Ends everything that a run has started, and removes all it has. What is gone already is no error.
 ///
 /// # Errors
 /// When something does not go away.
@@ -149,7 +153,50 @@ pub fn remove(run: &Path) -> Result<()> {
     loops.extend(kernel::orphaned_loops()?.intersection(&recorded).cloned());
     kernel::detach(&loops)?;
     kernel::remove_all(&name)?;
-    fs::remove_dir_all(run).with_context(|| format!("cannot remove {}", run.display()))
+    remove_directory(run)
+}
+
+/// Removes a run's directory, its owner last.
+fn remove_directory(run: &Path) -> Result<()> {
+    // Once for the bulk, however long that takes. Then for what was written meanwhile: children of the processes that were waited for end
+    // after them.
+    let mut removed = try_remove_directory(run);
+    let done = until("its directory is gone", GONE, || {
+        if removed.is_err() {
+            removed = try_remove_directory(run);
+        }
+        Ok(removed.is_ok())
+    });
+    // What could not be removed tells more than that it took too long.
+    done.or(removed)
+}
+
+fn try_remove_directory(run: &Path) -> Result<()> {
+    let entries = match fs::read_dir(run) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.with_context(|| format!("cannot list {}", run.display()))?,
+    };
+    let mut removed = Ok(());
+    for entry in entries.flatten().filter(|entry| entry.file_name() != OWNER) {
+        let path = entry.path();
+        let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        let is_gone = if is_directory { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        removed = gone(&path, is_gone).and(removed);
+    }
+    removed?;
+    let owner = run.join(OWNER);
+    gone(&owner, fs::remove_file(&owner))?;
+    gone(run, fs::remove_dir(run))
+}
+
+/// What was gone already is removed.
+fn gone(path: &Path, removed: io::Result<()>) -> Result<()> {
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn all() -> Result<PathBuf> {
@@ -161,11 +208,19 @@ fn all() -> Result<PathBuf> {
 fn directories() -> Result<Vec<PathBuf>> {
     let entries = fs::read_dir(all()?).context("cannot list runs")?;
     let paths = entries.flatten().map(|entry| entry.path());
-    Ok(paths.filter(|path| path.join("owner").is_file()).collect())
+    Ok(paths.filter(|path| path.join(OWNER).is_file()).collect())
 }
 
 fn owner(run: &Path) -> Option<String> {
-    fs::read_to_string(run.join("owner")).ok()
+    fs::read_to_string(run.join(OWNER)).ok()
+}
+
+/// In one piece: a run whose owner is half written would look like a dead one.
+fn write_owner(run: &Path, owner: &str) -> Result<()> {
+    let unfinished = run.join(".owner-new");
+    fs::write(&unfinished, owner)
+        .and_then(|()| fs::rename(&unfinished, run.join(OWNER)))
+        .with_context(|| format!("cannot write down the owner of {}", run.display()))
 }
 
 fn pid_of(line: &str) -> Option<Pid> {
@@ -190,6 +245,7 @@ pub fn alone(what: &str) -> Result<nix::fcntl::Flock<File>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Instant;
 
     fn sleeper() -> Command {
         let mut command = Command::new("sleep");
@@ -220,10 +276,57 @@ mod tests {
         assert!(directory.exists() && identity(pid).is_some());
         assert!(left().unwrap().contains(&directory));
         // No process has started that early.
-        fs::write(directory.join("owner"), format!("{} 0", std::process::id())).unwrap();
+        write_owner(&directory, &format!("{} 0", std::process::id())).unwrap();
         drop(Run::begin().unwrap());
         assert!(!directory.exists());
         assert!(identity(pid).is_none());
+    }
+
+    #[test]
+    fn many_that_begin_at_once_are_not_in_each_others_way() {
+        let mut dead = Run::begin().unwrap();
+        let directory = dead.directory().to_path_buf();
+        for name in ["a", "b/c"] {
+            fs::write(dead.subdirectory(name).unwrap().join("file"), name).unwrap();
+        }
+        dead.leave().unwrap();
+        drop(dead);
+        write_owner(&directory, &format!("{} 0", std::process::id())).unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| drop(Run::begin().unwrap()));
+            }
+        });
+        assert!(!directory.exists());
+    }
+
+    #[test]
+    fn a_run_that_is_removed_twice_is_gone() {
+        let run = Run::begin().unwrap();
+        let directory = run.directory().to_path_buf();
+        remove(&directory).unwrap();
+        remove(&directory).unwrap();
+        assert!(!directory.exists());
+    }
+
+    #[test]
+    fn what_is_still_written_to_is_removed() {
+        let run = Run::begin().unwrap();
+        let directory = run.directory().to_path_buf();
+        let busy = run.subdirectory("busy").unwrap();
+        // As a process does that has been killed and has not ended yet.
+        let writer = std::thread::spawn(move || {
+            let started = Instant::now();
+            for number in 0.. {
+                let _ = fs::write(busy.join(number.to_string()), "x");
+                if started.elapsed() > Duration::from_millis(500) {
+                    return;
+                }
+            }
+        });
+        remove(&directory).unwrap();
+        assert!(!directory.exists());
+        writer.join().unwrap();
     }
 
     #[test]

@@ -6,6 +6,7 @@ use crate::{e2e, manifests, sim, tools, workspace};
 use anyhow::{Context, Result};
 use std::io::{BufRead, BufReader, Write};
 use std::process::Stdio;
+use std::time::Instant;
 
 /// All stages, in the order they run.
 pub const ALL: &[Stage] = &[
@@ -88,21 +89,31 @@ fn install(_: &Options) -> Result<Outcome> {
 
 /// What has a stage of its own is left out.
 fn cargo_test(_: &Options) -> Result<Outcome> {
-    tests(&["test", "--workspace", "--no-fail-fast", "--", "--skip", UNDER_FAULTS])
+    tests(&["--workspace", "--no-fail-fast"], &["--skip", UNDER_FAULTS])
 }
 
 /// One at a time, as they measure; what they saw is printed.
 fn faults(_: &Options) -> Result<Outcome> {
-    let alone = ["--nocapture", "--test-threads=1", UNDER_FAULTS];
-    tests(&[&["test", "-p", "torus-e2e", "--test", "faults", "--"], &alone[..]].concat())
+    tests(&["-p", "torus-e2e", "--test", "faults"], &["--nocapture", "--test-threads=1", UNDER_FAULTS])
 }
 
 /// The module that holds the tests of the stage `faults`.
 const UNDER_FAULTS: &str = "under_faults::";
 
-/// `cargo test`, its output passed on line by line and counted on the way.
-fn tests(args: &[&str]) -> Result<Outcome> {
-    let mut command = workspace::cargo(args)?;
+/// `cargo test` with arguments of its own and some for the tests, its output passed on line by line and counted on the way.
+///
+/// Everything is built and on the disk before the first test runs: what tests measure is not to be the compiler's writes.
+fn tests(of_cargo: &[&str], of_tests: &[&str]) -> Result<Outcome> {
+    let mut build = workspace::cargo(["test", "--no-run"].iter().chain(of_cargo))?;
+    println!("$ {}", workspace::shown(&build));
+    if !workspace::succeeds(&mut build)? {
+        return Ok(Outcome::Tests(Tally::ONE_FAILED));
+    }
+    let started = Instant::now();
+    workspace::settle()?;
+    println!("what was built is on the disk, after {:.1} s", started.elapsed().as_secs_f64());
+    let mut command = workspace::cargo(["test"].iter().chain(of_cargo).chain(&["--"]).chain(of_tests))?;
+    println!("$ {}", workspace::shown(&command));
     let mut child = command.stdout(Stdio::piped()).spawn().context("cannot run cargo test")?;
     let mut total = Tally::default();
     for line in BufReader::new(child.stdout.take().expect("stdout was asked to be a pipe")).split(b'\n') {
@@ -114,7 +125,7 @@ fn tests(args: &[&str]) -> Result<Outcome> {
         writeln!(std::io::stdout(), "{text}").context("cannot print")?;
     }
     let status = child.wait().context("cannot wait for cargo test")?;
-    // Something that did not build, or a harness that died, has no line of its own.
+    // A test in a document that did not build, or a harness that died, has no line of its own.
     if !status.success() && total.failed == 0 {
         total += Tally::ONE_FAILED;
     }
