@@ -30,5 +30,6 @@ pub mod process;
 pub mod proxy;
 pub mod scenarios;
 pub mod scratch;
+pub mod stalls;
 pub mod usage;
 pub mod writer;

@@ -11,6 +11,8 @@ use torus_e2e::process::until;
 use torus_e2e::writer::{Lane, Writing};
 
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long answers of agents that are dead may be on their way on a machine that stalls.
+const ON_THE_WAY: Duration = Duration::from_secs(20);
 const GIB: u64 = 1 << 30;
 
 #[test]
@@ -130,8 +132,14 @@ fn all_agents_dead(cluster: &mut Cluster) -> Result<()> {
         agent.kill()?;
     }
     // Answers that had come before are on their way.
-    thread::sleep(Duration::from_millis(500));
-    let before = writing.writes();
+    let (mut before, mut since) = (writing.writes(), Instant::now());
+    until("the last of them have come", ON_THE_WAY, || {
+        let writes = writing.writes();
+        if writes != before {
+            (before, since) = (writes, Instant::now());
+        }
+        Ok(since.elapsed() >= Duration::from_millis(500))
+    })?;
     story.tell(format_args!("all agents dead after {before} writes"));
     thread::sleep(Duration::from_secs(5));
     ensure!(writing.writes() == before, "{} writes were acknowledged by nobody", writing.writes() - before);
