@@ -153,7 +153,7 @@ async fn etcd_with((cert, key): (PathBuf, PathBuf), client_ca: Option<PathBuf>) 
 }
 
 fn trusting(url: &str, ca: PathBuf) -> MetaConfig {
-    MetaConfig { tls: Some(TlsFiles { ca, identity: None }), timeout: Duration::from_secs(3), ..config(url) }
+    MetaConfig { tls: Some(TlsFiles { ca, identity: None }), ..config(url) }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -171,7 +171,7 @@ async fn tls_is_spoken_with_whom_the_ca_signed_and_nobody_else() {
     assert!(stranger.contains("not signed by the CA") && stranger.contains(&etcd.url()), "{stranger}");
 
     let plain = etcd.url().replace("https", "http");
-    let error = refused_to_open(MetaConfig { timeout: Duration::from_secs(3), ..config(&plain) }).await.to_string();
+    let error = refused_to_open(config(&plain)).await.to_string();
     assert!(error.contains(&plain) && error.contains("https"), "{error}");
 
     let in_the_clear = with_etcd(Etcd::start).await;

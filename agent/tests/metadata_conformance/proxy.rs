@@ -1,7 +1,8 @@
 //! A TCP proxy before an etcd, to break connections where it hurts.
 
+use crate::bed::PATIENCE;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -10,17 +11,18 @@ use tokio::sync::watch;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Mode {
     /// Everything goes through.
-    Pass = 0,
+    Pass,
     /// Requests arrive, answers are swallowed.
-    Swallow = 1,
+    Swallow,
     /// Connections are closed, new ones at once.
-    Cut = 2,
+    Cut,
 }
 
 pub struct Proxy {
     port: u16,
-    mode: Arc<AtomicU8>,
-    changed: watch::Sender<()>,
+    /// Every connection has a receiver, and nothing else has one.
+    mode: Arc<watch::Sender<Mode>>,
+    answers: Arc<AtomicUsize>,
 }
 
 impl Proxy {
@@ -29,43 +31,60 @@ impl Proxy {
         let target = url.strip_prefix("http://").unwrap().to_string();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let mode = Arc::new(AtomicU8::new(Mode::Pass as u8));
-        let (changed, changes) = watch::channel(());
-        let shared = mode.clone();
+        let mode = Arc::new(watch::Sender::new(Mode::Pass));
+        let answers = Arc::new(AtomicUsize::new(0));
+        let proxy = Self { port, mode: mode.clone(), answers: answers.clone() };
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(carry(client, target.clone(), shared.clone(), changes.clone()));
+                tokio::spawn(carry(mode.subscribe(), client, target.clone(), answers.clone()));
             }
         });
-        Self { port, mode, changed }
+        proxy
     }
 
     pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    pub fn set(&self, mode: Mode) {
-        self.mode.store(mode as u8, Ordering::SeqCst);
-        self.changed.send_replace(());
+    /// How many times something went back to a client.
+    pub fn answers(&self) -> usize {
+        self.answers.load(Ordering::SeqCst)
+    }
+
+    /// After a cut, returns when the connections are closed: one that had not heard of it yet would live through a cut
+    /// that is soon over.
+    pub async fn set(&self, mode: Mode) {
+        self.mode.send_replace(mode);
+        if mode == Mode::Cut {
+            tokio::time::timeout(PATIENCE, self.mode.closed()).await.expect("connections are closed in time");
+        }
     }
 }
 
-async fn carry(mut client: TcpStream, target: String, mode: Arc<AtomicU8>, mut changes: watch::Receiver<()>) {
-    let is = |wanted: Mode| mode.load(Ordering::SeqCst) == wanted as u8;
+async fn carry(mut mode: watch::Receiver<Mode>, client: TcpStream, target: String, answers: Arc<AtomicUsize>) {
+    let carried = between(mode.clone(), client, target, answers);
+    tokio::select! {
+        _ = mode.wait_for(|mode| *mode == Mode::Cut) => {}
+        () = carried => {}
+    }
+}
+
+async fn between(mode: watch::Receiver<Mode>, mut client: TcpStream, target: String, answers: Arc<AtomicUsize>) {
     let Ok(mut server) = TcpStream::connect(target).await else { return };
     let (mut up, mut down) = (vec![0; 64 << 10], vec![0; 64 << 10]);
-    while !is(Mode::Cut) {
+    loop {
         tokio::select! {
             read = client.read(&mut up) => match read {
                 Ok(count) if count > 0 => if server.write_all(&up[..count]).await.is_err() { return },
                 _ => return,
             },
             read = server.read(&mut down) => match read {
-                Ok(count) if count > 0 && is(Mode::Pass) => if client.write_all(&down[..count]).await.is_err() { return },
-                Ok(count) if count > 0 => {}
+                Ok(count) if count > 0 => if *mode.borrow() == Mode::Pass {
+                    answers.fetch_add(1, Ordering::SeqCst);
+                    if client.write_all(&down[..count]).await.is_err() { return }
+                },
                 _ => return,
             },
-            changed = changes.changed() => if changed.is_err() { return },
         }
     }
 }

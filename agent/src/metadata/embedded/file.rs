@@ -68,7 +68,7 @@ pub(super) struct File {
 
 impl File {
     /// Opens a file, making it if there is none, and reads all it holds.
-    pub fn open(path: &Path, now: Instant) -> Result<(Self, State), OpenError> {
+    pub fn open(path: &Path) -> Result<(Self, State), OpenError> {
         let unusable = |source: redb::Error| OpenError::Unusable { path: path.into(), source: Box::new(source) };
         let db = Database::create(path).map_err(|error| match error {
             DatabaseError::DatabaseAlreadyOpen => OpenError::InUse { path: path.into() },
@@ -78,18 +78,19 @@ impl File {
             }
             other => unusable(other.into()),
         })?;
-        Self::from_database(db, path, now)
+        Self::from_database(db, path)
     }
 
     /// The same for a database that was opened already; `path` is what it is called.
-    pub(super) fn from_database(db: Database, path: &Path, now: Instant) -> Result<(Self, State), OpenError> {
+    pub(super) fn from_database(db: Database, path: &Path) -> Result<(Self, State), OpenError> {
         let unusable = |source: redb::Error| OpenError::Unusable { path: path.into(), source: Box::new(source) };
         let file = Self { db };
         // No table at all: new, or the process that made it died before its first commit.
         if file.is_blank().map_err(unusable)? {
             file.initialize().map_err(unusable)?;
         }
-        let state = file.read(path, now)?;
+        // Opening takes time on a slow disk, and leases begin a new term when it is over.
+        let state = file.read(path, Instant::now())?;
         Ok((file, state))
     }
 

@@ -57,7 +57,7 @@ impl Embedded {
     /// # Errors
     /// See [`OpenError`].
     pub fn open(path: &Path) -> Result<Self, OpenError> {
-        let (file, state) = File::open(path, Instant::now())?;
+        let (file, state) = File::open(path)?;
         Ok(Self::start(Some(file), state, Some(path.into())))
     }
 
@@ -192,6 +192,7 @@ impl Actor {
         let mut changes = Changes::default();
         let mut answers: Vec<Later> = Vec::with_capacity(batch.len());
         let mut watches = Vec::new();
+        let mut granted = Vec::new();
         if self.failed.is_none() {
             self.state.expire(now, &mut changes);
         }
@@ -202,6 +203,7 @@ impl Actor {
                     // 62 random bits: no lease of this file ever had it, so a late keep-alive finds nothing.
                     let id = LeaseId(rand::random_range(1..i64::MAX));
                     self.state.grant(id, ttl, now, &mut changes);
+                    granted.push(id);
                     answers.push(later(to, Ok(id)));
                 }
                 Request::KeepAlive(id, to) => answers.push(later(to, Ok(self.state.keep_alive(id, now)))),
@@ -213,6 +215,11 @@ impl Actor {
             }
         }
         self.commit(&changes);
+        // Their terms begin when their holders hear of them, however long that took.
+        let now = Instant::now();
+        for id in granted {
+            self.state.keep_alive(id, now);
+        }
         let failure = self.failed.clone().map(MetaError::Unknown);
         for answer in answers {
             answer(failure.as_ref());

@@ -45,7 +45,7 @@ async fn after_a_failed_commit_nothing_is_known_any_more() {
     let disk = Disk { memory: InMemoryBackend::new(), fails: fails.clone() };
     let path = PathBuf::from("/meta.redb");
     let database = redb::Database::builder().create_with_backend(disk).unwrap();
-    let (file, state) = File::from_database(database, &path, Instant::now()).unwrap();
+    let (file, state) = File::from_database(database, &path).unwrap();
     let store = Embedded::start(Some(file), state, Some(path));
     let mut watch = store.watch(String::new(), Revision(0)).await.unwrap();
     let lease = store.grant(Duration::from_secs(60)).await.unwrap();

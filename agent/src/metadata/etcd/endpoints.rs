@@ -75,7 +75,7 @@ impl Unanswered {
             | Failure::OtherCluster(text) => MetaError::Unknown(at(text)),
             Failure::Foreign(text) => MetaError::Unknown(at(format!("what answers is not an etcd ({text})"))),
             Failure::Rewound(now) => MetaError::Unknown(at(format!("it was put back to revision {now}"))),
-            Failure::Refused(text) => MetaError::Refused(at(text)),
+            Failure::Refused(text) | Failure::NoSpace(text) => MetaError::Refused(at(text)),
             Failure::LeaseGone => MetaError::Refused(at("the lease has run out".into())),
         }
     }
@@ -129,7 +129,9 @@ impl Endpoints {
             tries += 1;
             let unanswered = Unanswered { endpoint: self.urls[at].clone(), failure };
             let again = match &unanswered.failure {
-                Failure::Refused(_) | Failure::LeaseGone | Failure::Rewound(_) => return Err(unanswered),
+                Failure::Refused(_) | Failure::NoSpace(_) | Failure::LeaseGone | Failure::Rewound(_) => {
+                    return Err(unanswered);
+                }
                 Failure::OtherCluster(_) => false,
                 Failure::Unreachable(_) | Failure::Foreign(_) => tries < self.urls.len(),
                 Failure::NotNow(_) => true,

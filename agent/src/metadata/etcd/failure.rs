@@ -24,7 +24,9 @@ pub(super) enum Failure {
     Foreign(String),
     /// etcd says that it did not do it and why.
     Refused(String),
-    /// The same, because the lease is gone.
+    /// Its database is full. It may have carried a transaction out all the same: see [`super::Etcd::settle`].
+    NoSpace(String),
+    /// It did not, because the lease is gone.
     LeaseGone,
     /// A watch is to begin after this revision, which is the newest there is: etcd was put back to an earlier state.
     Rewound(i64),
@@ -63,7 +65,7 @@ fn classify_words(code: Code, words: &str) -> Failure {
     match (code, words) {
         // Said before anything is proposed.
         (Code::ResourceExhausted, "too many requests") => Failure::NotNow("it is too busy".into()),
-        (Code::ResourceExhausted, "mvcc: database space exceeded") => Failure::Refused(
+        (Code::ResourceExhausted, "mvcc: database space exceeded") => Failure::NoSpace(
             "no space: its database has reached its quota. Compact and defragment it, then `etcdctl alarm disarm`, or \
              raise --quota-backend-bytes"
                 .into(),
@@ -163,6 +165,7 @@ mod tests {
             Failure::OtherCluster(_) => "other cluster",
             Failure::Foreign(_) => "foreign",
             Failure::Refused(_) => "refused",
+            Failure::NoSpace(_) => "no space",
             Failure::LeaseGone => "lease gone",
             Failure::Rewound(_) => "rewound",
         }
@@ -171,7 +174,6 @@ mod tests {
     #[test]
     fn etcds_own_no_is_a_refusal() {
         for status in [
-            Status::resource_exhausted("etcdserver: mvcc: database space exceeded"),
             Status::permission_denied("etcdserver: permission denied"),
             Status::invalid_argument("etcdserver: request is too large"),
             Status::invalid_argument("etcdserver: user name is empty"),
@@ -183,6 +185,7 @@ mod tests {
         }
         assert_eq!(kind(Status::not_found("etcdserver: requested lease not found")), "lease gone");
         assert_eq!(kind(Status::resource_exhausted("etcdserver: too many requests")), "not now");
+        assert_eq!(kind(Status::resource_exhausted("etcdserver: mvcc: database space exceeded")), "no space");
     }
 
     /// All of these may come after etcd has carried the request out.

@@ -7,7 +7,7 @@
 //! 1. A transaction is sent again only if it positively was not carried out; reads, keep-alives and revocations are
 //!    repeated freely. A grant repeated after an unknown outcome may leave a lease that nobody uses; it runs out.
 //! 2. Gets and lists are linearizable; a list of many pages is one revision.
-//! 3. Every operation ends within the configured timeout.
+//! 3. Every operation ends within the configured timeout; a list, and a transaction that met a full database, within twice that.
 
 mod endpoints;
 mod failure;
@@ -140,18 +140,50 @@ impl Etcd {
 
     async fn transact(&self, txn: Txn) -> Result<MetaReply, MetaError> {
         txn.check()?;
-        let txn = etcd_client::Txn::new()
+        let asked = etcd_client::Txn::new()
             .when(txn.when.iter().map(|condition| self.condition(condition)).collect::<Vec<_>>())
-            .and_then(txn.then.into_iter().map(|write| self.write(write)).collect::<Vec<_>>());
+            .and_then(txn.then.iter().map(|write| self.write(write.clone())).collect::<Vec<_>>());
         let call = move |mut client: Client| -> Call<etcd_client::TxnResponse> {
-            let txn = txn.clone();
-            Box::pin(async move { client.txn(txn).await })
+            let asked = asked.clone();
+            Box::pin(async move { client.txn(asked).await })
         };
-        let answer = self.endpoints.call(Lane::Data, Repeat::Never, call).await.map_err(Unanswered::into_error)?;
-        if !answer.succeeded() {
-            return Ok(MetaReply::Conflict);
+        match self.endpoints.call(Lane::Data, Repeat::Never, call).await {
+            Ok(answer) if answer.succeeded() => {
+                Ok(MetaReply::Committed(Revision(answer.header().map_or(0, ResponseHeader::revision))))
+            }
+            Ok(_) => Ok(MetaReply::Conflict),
+            Err(Unanswered { failure: Failure::NoSpace(text), endpoint }) => {
+                self.settle(&txn.then, endpoint, text).await
+            }
+            Err(unanswered) => Err(unanswered.into_error()),
         }
-        Ok(MetaReply::Committed(Revision(answer.header().map_or(0, ResponseHeader::revision))))
+    }
+
+    /// etcd has said that its database is full. It looks at its size twice: one that has grown beyond its quota in between is told
+    /// of after the transaction was applied (`quotaApplierV3.Txn` in etcd's `apply.go`). So what is there decides: all of the
+    /// writes, or none of them. Where it is neither, somebody else has written meanwhile, and nobody can say.
+    async fn settle(&self, writes: &[Write], endpoint: String, text: String) -> Result<MetaReply, MetaError> {
+        let looked = async {
+            let (mut stand, mut revision) = (0, 0);
+            for write in writes {
+                let answer = self.get(self.full(write.key()), GetOptions::new()).await?;
+                let found = answer.kvs().first();
+                let stands = match write {
+                    Write::Put { value, .. } => found.is_some_and(|kv| kv.value() == *value),
+                    Write::Delete(_) => found.is_none(),
+                };
+                let seen = found.map(KeyValue::mod_revision).or(answer.header().map(ResponseHeader::revision));
+                revision = revision.max(seen.unwrap_or_default());
+                stand += usize::from(stands);
+            }
+            Ok::<_, Unanswered>((stand, revision))
+        };
+        let full = format!("etcd at {endpoint}: {text}");
+        match tokio::time::timeout(self.endpoints.timeout(), looked).await {
+            Ok(Ok((stand, revision))) if stand == writes.len() => Ok(MetaReply::Committed(Revision(revision))),
+            Ok(Ok((0, _))) => Err(MetaError::Refused(full)),
+            _ => Err(MetaError::Unknown(full)),
+        }
     }
 
     fn condition(&self, condition: &Compare) -> etcd_client::Compare {
