@@ -4,6 +4,7 @@ use crate::TOPOLOGY_CLUSTER;
 use crate::capability::{Access, Shape};
 use crate::identity::Health;
 use std::collections::HashMap;
+use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tonic::transport::{Channel, Endpoint};
@@ -80,10 +81,11 @@ impl Plugin {
         }
     }
 
-    /// The agent's own words, or ours where it is not there.
+    /// The agent's own words, or ours where it is not there, or went away in the middle of a call: then nothing is known of what
+    /// became of that, and the kubelet has to ask again. A status that was made on this side has a source, its connection's end.
     fn failed(&self, status: Status) -> Status {
-        let is_ours = status.code() != Code::Unavailable || status.message().contains("volume");
-        if is_ours {
+        let is_its_own = status.code() != Code::Unavailable || status.message().contains("volume");
+        if is_its_own && status.source().is_none() {
             return status;
         }
         let text = format!(

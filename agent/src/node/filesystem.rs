@@ -1,9 +1,11 @@
 //! Filesystems on attached devices: made where there is nothing, checked, mounted, grown, unmounted.
 //!
 //! 1. A filesystem is made only where the device is known to hold nothing: no signature that blkid knows, and zeros in
-//!    its first MiB. What cannot be read or told counts as something.
+//!    its first MiB. What cannot be read or told counts as something; but not what an end in the middle has left of a filesystem
+//!    that was being made here, if nobody has had the volume since.
 //! 2. Everything that touches the device is a child process (see [`super::tool`]).
 
+use super::host::{LOOK, LOOK_PAUSE};
 use super::places::Pinned;
 use super::tool::{self, LONG, SOON, ToolError};
 use super::{NodeError, mounts};
@@ -11,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use tokio::time::{Instant, sleep};
 
 /// What an XFS has at least: mkfs.xfs makes no smaller one.
 pub const XFS_BYTES_MIN: u64 = 300 << 20;
@@ -149,33 +152,67 @@ impl Wanted {
     }
 }
 
-/// Mounts `device`, which holds `volume`, after making or checking its filesystem. Gives the filesystem. What is mounted
-/// there already is left as it is.
+/// What there is to be mounted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Found {
+    /// This.
+    Filesystem(Filesystem),
+    /// Nothing: this is to be made.
+    Nothing(Filesystem),
+}
+
+/// Finds out what there is to be mounted on `device`, which holds `volume`. `unfinished`: a filesystem was being made there when
+/// that ended, and nobody has had the volume since.
 ///
 /// # Errors
-/// When it holds anything else than what is wanted, is damaged, or the system refuses.
-pub async fn mount(device: &Path, volume: &str, wanted: &Wanted) -> Result<Filesystem, NodeError> {
+/// When it holds anything else than what is wanted, or cannot be read.
+pub async fn look(device: &Path, volume: &str, wanted: &Wanted, unfinished: bool) -> Result<Found, NodeError> {
     let failed = |source| NodeError::Mount { volume: volume.into(), directory: wanted.directory.clone(), source };
-    let mounted = mounts::of(device);
-    let filesystem = match probe(device).await.map_err(failed)? {
+    let found = match probe(device).await.map_err(failed)? {
+        _ if unfinished && mounts::of(device).is_empty() => None,
         Content::Named(found) => match (found.parse(), wanted.filesystem) {
-            (Ok(found), None) => found,
-            (Ok(found), Some(wanted)) if found == wanted => found,
+            (Ok(found), None) => Some(found),
+            (Ok(found), Some(wanted)) if found == wanted => Some(found),
             (_, wanted) => return Err(NodeError::HoldsOther { volume: volume.into(), found, wanted }),
         },
         Content::Unknown => return Err(NodeError::HoldsUnknown { volume: volume.into() }),
-        Content::Blank if wanted.read_only => return Err(NodeError::NothingToRead { volume: volume.into() }),
-        Content::Blank => {
-            let filesystem = wanted.filesystem.unwrap_or(Filesystem::Ext4);
-            if filesystem == Filesystem::Xfs && device_bytes(device).await.map_err(failed)? < XFS_BYTES_MIN {
-                return Err(NodeError::TooSmall(volume.into()));
-            }
-            make(device, filesystem).await.map_err(failed)?;
-            filesystem
-        }
+        Content::Blank => None,
     };
+    if let Some(found) = found {
+        return Ok(Found::Filesystem(found));
+    }
+    if wanted.read_only {
+        return Err(NodeError::NothingToRead { volume: volume.into() });
+    }
+    let filesystem = wanted.filesystem.unwrap_or(Filesystem::Ext4);
+    if filesystem == Filesystem::Xfs && device_bytes(device).await.map_err(failed)? < XFS_BYTES_MIN {
+        return Err(NodeError::TooSmall(volume.into()));
+    }
+    Ok(Found::Nothing(filesystem))
+}
+
+/// Makes a filesystem on `device`, whatever is there.
+///
+/// # Errors
+/// When the program fails.
+pub async fn make(device: &Path, filesystem: Filesystem) -> Result<(), ToolError> {
+    let (program, options) = match filesystem {
+        Filesystem::Ext4 => ("mkfs.ext4", ["-q", "-F"]),
+        Filesystem::Xfs => ("mkfs.xfs", ["-q", "-f"]),
+    };
+    let options = options.map(Path::new);
+    tool::must(LONG, program, &[&options[..], &[device]].concat()).await.map(drop)
+}
+
+/// Mounts `device`, which holds `volume`, after checking its filesystem. What is mounted there already is left as it is.
+///
+/// # Errors
+/// When it is damaged, or the system refuses.
+pub async fn mount(device: &Path, volume: &str, filesystem: Filesystem, wanted: &Wanted) -> Result<(), NodeError> {
+    let failed = |source| NodeError::Mount { volume: volume.into(), directory: wanted.directory.clone(), source };
+    let mounted = mounts::of(device);
     if mounted.contains(&wanted.directory) {
-        return Ok(filesystem);
+        return Ok(());
     }
     // Mounted somewhere else, it was checked, and must not be looked at behind the kernel's back.
     if filesystem == Filesystem::Ext4 && !wanted.read_only && mounted.is_empty() {
@@ -200,15 +237,7 @@ pub async fn mount(device: &Path, volume: &str, wanted: &Wanted) -> Result<Files
     {
         tracing::warn!(volume, "the filesystem does not use all of its device: {}", crate::process::told(&error));
     }
-    Ok(filesystem)
-}
-
-async fn make(device: &Path, filesystem: Filesystem) -> Result<(), ToolError> {
-    let (program, quiet) = match filesystem {
-        Filesystem::Ext4 => ("mkfs.ext4", "-q"),
-        Filesystem::Xfs => ("mkfs.xfs", "-q"),
-    };
-    tool::must(LONG, program, &[Path::new(quiet), device]).await.map(drop)
+    Ok(())
 }
 
 /// What can be mended without asking is mended; XFS does that by itself when it is mounted. An ext4 that is smaller than
@@ -263,22 +292,37 @@ pub async fn sync(directory: &Path) -> Result<(), ToolError> {
 /// When somebody uses it: who, as far as can be seen.
 pub async fn unmount(device: &Path, volume: &str) -> Result<(), NodeError> {
     for directory in mounts::of(device) {
-        let ended = tool::run(LONG, "umount", &[&directory]).await;
-        let ended = ended.map_err(|source| NodeError::Unmount { volume: volume.into(), directory, source })?;
-        let left = mounts::of(device);
-        if ended.code != Some(0) && !left.is_empty() {
+        let failed = |source| NodeError::Unmount { volume: volume.into(), directory: directory.clone(), source };
+        if let Some(refused) =
+            unmount_from(&directory, || mounts::of(device).contains(&directory)).await.map_err(failed)?
+        {
             let users = mounts::users(device);
             return Err(match users.is_empty() {
                 false => NodeError::Busy { volume: volume.into(), device: device.into(), users: users.join(", ") },
-                true => NodeError::Unmount {
-                    volume: volume.into(),
-                    directory: left.into_iter().next().unwrap_or_default(),
-                    source: ended.failure(),
-                },
+                true => failed(refused),
             });
         }
     }
     Ok(())
+}
+
+/// Unmounts `directory`, in which something is mounted while `is_mounted`. Who has a file open for a moment, as a child between
+/// fork and exec has its parent's, is waited for. `Some`: why it stays mounted.
+///
+/// # Errors
+/// When umount cannot be run, or does not end.
+pub async fn unmount_from(directory: &Path, is_mounted: impl Fn() -> bool) -> Result<Option<ToolError>, ToolError> {
+    let deadline = Instant::now() + LOOK;
+    loop {
+        let ended = tool::run(LONG, "umount", &[directory]).await?;
+        if ended.code == Some(0) || !is_mounted() {
+            return Ok(None);
+        }
+        if Instant::now() >= deadline {
+            return Ok(Some(ended.failure()));
+        }
+        sleep(LOOK_PAUSE).await;
+    }
 }
 
 /// Unmounts a device that is dead: what has files open keeps getting errors, and nothing waits for it.

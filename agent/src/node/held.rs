@@ -78,6 +78,11 @@ impl Held {
         self.device.try_clone()
     }
 
+    /// A holder has it, as far as is known.
+    pub(super) fn is_attended(&self) -> bool {
+        self.attending.is_some()
+    }
+
     /// Sees to it that there is a holder that has it. Never ends. Cancel safe.
     pub(super) async fn attend(&mut self) -> ! {
         let mut pause = RETRY;

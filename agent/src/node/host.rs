@@ -28,9 +28,9 @@ const FILE: &str = "volume";
 /// How long requests may take to be answered when a device has been taken away: there are none.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// For how long somebody may have a device open without counting as its user,
-const LOOK: Duration = Duration::from_secs(1);
+pub(super) const LOOK: Duration = Duration::from_secs(1);
 /// and how often that is looked at.
-const LOOK_PAUSE: Duration = Duration::from_millis(50);
+pub(super) const LOOK_PAUSE: Duration = Duration::from_millis(50);
 
 /// How a volume becomes a block device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -128,6 +128,8 @@ pub(super) struct FuseDevice {
     /// `None` once it is unmounted, or left.
     mounted: Option<Box<Mounted>>,
     path: PathBuf,
+    /// Of what is at `path`, while it is this.
+    sequence: Option<u64>,
     /// Where a holder may be.
     holder: Option<PathBuf>,
     held: Option<Box<Held>>,
@@ -165,6 +167,22 @@ impl HostDevice {
         match self {
             Self::Nbd(nbd) => &nbd.path,
             Self::Fuse(fuse) => &fuse.path,
+        }
+    }
+
+    /// What tells it from the next one at its node, if it is a loop device.
+    pub(super) fn sequence(&self) -> Option<u64> {
+        match self {
+            Self::Nbd(_) => None,
+            Self::Fuse(fuse) => fuse.sequence,
+        }
+    }
+
+    /// Its node still leads to it.
+    fn is_there(&self) -> bool {
+        match self {
+            Self::Nbd(_) => true,
+            Self::Fuse(fuse) => loopdev::is_attached(&fuse.path, fuse.sequence),
         }
     }
 
@@ -210,7 +228,7 @@ impl HostDevice {
     /// Leaves the device to the next process, if a holder has it: whether it is left.
     pub(super) fn leave(&mut self) -> bool {
         match self {
-            Self::Fuse(FuseDevice { held: Some(_), mounted, .. }) => {
+            Self::Fuse(FuseDevice { held: Some(held), mounted, .. }) if held.is_attended() => {
                 if let Some(mounted) = mounted.take() {
                     mounted.leave();
                 }
@@ -237,13 +255,15 @@ impl HostDevice {
     /// # Errors
     /// When somebody does: it is served as before.
     pub(super) async fn withdraw(&mut self, volume: &str) -> Result<(), NodeError> {
-        free(self.path(), volume).await?;
+        if self.is_there() {
+            free(self.path(), volume).await?;
+        }
         self.release().await;
         let wrap = |source| NodeError::Device { volume: volume.into(), source };
         match self {
             Self::Nbd(nbd) => nbd.disconnect().await.map_err(|error| wrap(error.into())),
-            Self::Fuse(FuseDevice { mounted, path, .. }) => {
-                if !loopdev::detach(path).await.map_err(|error| wrap(HostError::Loop(error)))? {
+            Self::Fuse(FuseDevice { mounted, path, sequence, .. }) => {
+                if !loopdev::detach(path, *sequence).await.map_err(|error| wrap(HostError::Loop(error)))? {
                     return Err(busy(volume, path, "somebody whom this process cannot see"));
                 }
                 if let Some(mounted) = mounted.take()
@@ -315,6 +335,7 @@ impl FuseDevice {
             Ok(path) => Ok(Self {
                 volume: plan.volume,
                 mounted: Some(Box::new(mounted)),
+                sequence: loopdev::sequence(&path),
                 path,
                 holder: plan.holder.map(Path::to_owned),
                 held: None,
@@ -330,14 +351,19 @@ impl FuseDevice {
     /// Goes on with the device of a process that is gone, of which a holder has the connection.
     async fn take_over(shown: Rc<Shown>, plan: &Plan<'_>, before: &Record) -> Result<Self, HostError> {
         let holder = before.holder.as_deref().ok_or(HostError::Gone("no holder had it"))?;
-        let path = before.device.clone().filter(|device| loopdev::is_attached(device));
-        let path = path.ok_or(HostError::Gone("its loop device was detached"))?;
+        let path = before.device_there().ok_or(HostError::Gone("its loop device was detached"))?.to_owned();
         let held = Held::take(holder, plan.volume).await.map_err(HostError::Holder)?;
         let held = held.ok_or(HostError::Gone("nobody came for it in time"))?;
         let connection = held.device().map_err(|_| HostError::Gone("this process has no descriptor left"))?;
         let mounted = Mounted::take_over(shown, &plan.place.join("fuse"), FILE, connection)?;
-        let holder = Some(holder.to_owned());
-        Ok(Self { volume: plan.volume, mounted: Some(Box::new(mounted)), path, holder, held: Some(Box::new(held)) })
+        Ok(Self {
+            volume: plan.volume,
+            mounted: Some(Box::new(mounted)),
+            sequence: loopdev::sequence(&path),
+            path,
+            holder: Some(holder.to_owned()),
+            held: Some(Box::new(held)),
+        })
     }
 }
 
@@ -358,9 +384,11 @@ pub(super) async fn waits(record: &Record) -> bool {
     if orphan(record).is_some() {
         return true;
     }
-    let (Kind::Fuse, Some(holder), Some(device)) = (record.kind, &record.holder, &record.device) else { return false };
+    let (Kind::Fuse, Some(holder), Some(_)) = (record.kind, &record.holder, record.device_there()) else {
+        return false;
+    };
     // A holder that is not there has lost what it had.
-    loopdev::is_attached(device) && matches!(Held::is_there(holder, record.volume).await, Ok(true))
+    matches!(Held::is_there(holder, record.volume).await, Ok(true))
 }
 
 /// The kernel NBD device that a process which is gone has left, if it waits for the next one.
@@ -406,7 +434,7 @@ pub(super) async fn clear(record: &Record, place: &Path) {
         if let Some(holder) = &record.holder {
             let _ = Held::release(holder, record.volume).await;
         }
-        clear_fuse(record.device.as_deref(), &place.join("fuse")).await;
+        clear_fuse(record.device_there(), &place.join("fuse")).await;
     }
 }
 
@@ -414,9 +442,10 @@ async fn clear_fuse(device: Option<&Path>, directory: &Path) {
     let mut left = loopdev::find(&directory.join(FILE));
     // Unmounted by somebody: the loop device is known by its record alone.
     left.extend(device.filter(|_| left.is_empty()).filter(|device| is_of(device, directory)).map(Path::to_owned));
-    for device in left {
+    let left = left.into_iter().map(|device| (loopdev::sequence(&device), device)).collect::<Vec<_>>();
+    for (sequence, device) in left {
         filesystem::abandon(&device).await;
-        match loopdev::detach(&device).await {
+        match loopdev::detach(&device, sequence).await {
             Ok(true) => {}
             Ok(false) => tracing::warn!("{} is still open somewhere; it goes when it is closed", device.display()),
             Err(error) => tracing::warn!("{}", told(&error)),

@@ -239,6 +239,7 @@ impl Kept {
             }
         };
         record.device = Some(host.path().to_owned());
+        record.sequence = host.sequence();
         if let Err(error) = save(&records, &record).await {
             let _ = host.withdraw(&name).await;
             let _ = volume.close().await;
@@ -291,7 +292,8 @@ impl Kept {
     /// Serves it no more, because of `why`.
     async fn lose(&mut self, why: String, losing: &watch::Sender<Option<String>>) {
         self.host.fail().await;
-        self.note(|record| record.lost = Some(why.clone())).await;
+        let told = why.clone();
+        self.note(|record| record.lost = Some(told)).await;
         // Nobody listens any more if the keeper's handle is gone.
         let _ = losing.send(Some(why));
     }
@@ -330,7 +332,7 @@ impl Kept {
         if let Err(error) = self.host.grow(size_bytes).await {
             return tracing::error!(volume = name, "the device does not grow with its volume: {}", told(&error));
         }
-        self.note(|record| record.size_bytes = size_bytes).await;
+        self.note(move |record| record.size_bytes = size_bytes).await;
         tracing::info!(volume = name, size_bytes, "the device has grown");
         if let Some(mount) = self.record.mount.clone()
             && let Err(error) = filesystem::grow(self.host.path(), mount.filesystem, &mount.directory).await
@@ -343,15 +345,13 @@ impl Kept {
         }
     }
 
-    /// Changes the record as it is now: others write down in it where they mounted the device.
-    async fn note(&mut self, change: impl FnOnce(&mut Record)) {
+    /// Changes the record.
+    async fn note(&mut self, change: impl FnOnce(&mut Record) + Send + 'static) {
         let (records, volume) = (self.records.clone(), self.record.volume);
-        if let Ok(Ok(Some(now))) = spawn_blocking(move || records.load(volume)).await {
-            self.record = now;
-        }
-        change(&mut self.record);
-        if let Err(error) = save(&self.records, &self.record).await {
-            tracing::error!(volume = self.record.name, "{}", told(&error));
+        match spawn_blocking(move || records.change(volume, change)).await.expect("it panics nowhere") {
+            Ok(Some(now)) => self.record = now,
+            Ok(None) => tracing::error!(volume = self.record.name, "the record of this volume is gone"),
+            Err(error) => tracing::error!(volume = self.record.name, "{}", told(&error)),
         }
     }
 }

@@ -1,4 +1,7 @@
 //! Loop devices: a block device from a file.
+//!
+//! When the file is taken from one, its node goes to whoever asks for a loop device next. So one is known by its node and by
+//! the number that the kernel gives whatever comes to a disk, `diskseq` (since Linux 5.15; before, the node has to do).
 
 use super::tool::{self, SOON, ToolError};
 use std::fs;
@@ -34,17 +37,17 @@ pub async fn attach(file: &Path, read_only: bool) -> Result<PathBuf, ToolError> 
     Ok(device)
 }
 
-/// Takes the file from a loop device. False: somebody still has it open, and it goes when they close it.
+/// Takes the file of this `sequence` from a loop device. False: somebody still has it open, and it goes when they close it.
 ///
 /// # Errors
 /// When losetup fails.
-pub async fn detach(device: &Path) -> Result<bool, ToolError> {
-    if !is_attached(device) {
+pub async fn detach(device: &Path, sequence: Option<u64>) -> Result<bool, ToolError> {
+    if !is_attached(device, sequence) {
         return Ok(true);
     }
     let ended = tool::run(SOON, "losetup", &[Path::new("--detach"), device]).await?;
     let deadline = Instant::now() + CLEARED;
-    while is_attached(device) {
+    while is_attached(device, sequence) {
         if ended.code != Some(0) {
             return Err(ended.failure());
         }
@@ -80,10 +83,16 @@ pub fn find(file: &Path) -> Vec<PathBuf> {
     loops.filter(on).map(|name| Path::new("/dev").join(name)).collect()
 }
 
-/// Whether there is a file under it.
+/// The number of what is on a disk now; `None` where the kernel has none.
 #[must_use]
-pub fn is_attached(device: &Path) -> bool {
-    sysfs(device).join("loop/backing_file").exists()
+pub fn sequence(device: &Path) -> Option<u64> {
+    read(&sysfs(device).join("diskseq"))?.parse().ok()
+}
+
+/// Whether the file of this `sequence` is under it; any file, where that is `None`.
+#[must_use]
+pub fn is_attached(device: &Path, sequence: Option<u64>) -> bool {
+    sysfs(device).join("loop/backing_file").exists() && sequence.is_none_or(|of| self::sequence(device) == Some(of))
 }
 
 fn sysfs(device: &Path) -> PathBuf {
@@ -92,4 +101,34 @@ fn sysfs(device: &Path) -> PathBuf {
 
 fn read(path: &Path) -> Option<String> {
     fs::read_to_string(path).ok().map(|text| text.trim_end().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_node_that_is_given_to_another_file_is_not_taken_for_the_first() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = |name: &str| {
+            let path = directory.path().join(name);
+            fs::File::create(&path).unwrap().set_len(1 << 20).unwrap();
+            path
+        };
+        let (first, second) = (file("first"), file("second"));
+        let Ok(device) = attach(&first, false).await else {
+            return eprintln!("no loop device to be had here");
+        };
+        let number = sequence(&device);
+        assert!(is_attached(&device, number));
+        assert!(detach(&device, number).await.unwrap());
+        assert!(!is_attached(&device, number));
+        // Most likely at the same node.
+        let next = attach(&second, false).await.unwrap();
+        if number.is_some() {
+            assert!(detach(&device, number).await.unwrap(), "it is gone already");
+        }
+        assert_eq!(find(&second), std::slice::from_ref(&next), "what is there now stays");
+        assert!(detach(&next, sequence(&next)).await.unwrap());
+    }
 }

@@ -41,6 +41,7 @@ pub use process::{end, prepare};
 pub use record::{KeeperProcess, Locked, MountPoint, Record, RecordError, Records, Role, Target};
 
 use crate::owner::OwnerError;
+use filesystem::Found;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -382,12 +383,29 @@ impl Attachments {
     /// Mounts an attached volume, and writes down where. The caller holds its lock.
     ///
     /// # Errors
-    /// As [`filesystem::mount`].
+    /// As [`filesystem::look`] and [`filesystem::mount`].
     pub async fn mount(&self, record: &mut Record, wanted: &filesystem::Wanted) -> Result<(), NodeError> {
-        let device = record.device.as_deref().ok_or(NodeError::Ended)?;
-        let filesystem = filesystem::mount(device, &record.name, wanted).await?;
-        record.mount = Some(MountPoint { directory: wanted.directory.clone(), filesystem });
-        Ok(self.records.save(record)?)
+        let device = record.device_there().ok_or(NodeError::Ended)?.to_owned();
+        let filesystem = match filesystem::look(&device, &record.name, wanted, record.making).await? {
+            Found::Filesystem(filesystem) => filesystem,
+            Found::Nothing(filesystem) => {
+                self.note(record, |record| record.making = true)?;
+                let made = filesystem::make(&device, filesystem).await;
+                self.note(record, |record| record.making = false)?;
+                let (volume, directory) = (record.name.clone(), wanted.directory.clone());
+                made.map_err(|source| NodeError::Mount { volume, directory, source })?;
+                filesystem
+            }
+        };
+        filesystem::mount(&device, &record.name, filesystem, wanted).await?;
+        let mount = MountPoint { directory: wanted.directory.clone(), filesystem };
+        self.note(record, |record| record.mount = Some(mount))
+    }
+
+    /// Changes the record of an attached volume.
+    fn note(&self, record: &mut Record, change: impl FnOnce(&mut Record)) -> Result<(), NodeError> {
+        *record = self.records.change(record.volume, change)?.ok_or(NodeError::Ended)?;
+        Ok(())
     }
 
     /// Unmounts an attached volume from everywhere. The caller holds its lock. Where it was stays in its record until it is detached,
@@ -396,7 +414,7 @@ impl Attachments {
     /// # Errors
     /// When somebody uses it.
     pub async fn unmount(&self, record: &Record) -> Result<(), NodeError> {
-        if let Some(device) = &record.device {
+        if let Some(device) = record.device_there() {
             filesystem::unmount(device, &record.name).await?;
             host::free(device, &record.name).await?;
         }

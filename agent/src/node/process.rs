@@ -2,8 +2,10 @@
 
 use super::record::{Record, Records, Role};
 use super::{NodeError, POLL};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, configure_io_flusher_behavior, pidfd_open, pidfd_send_signal};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
@@ -20,6 +22,11 @@ pub fn prepare() {
     if let Err(error) = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE) {
         tracing::debug!("cannot lower the chance of being killed for memory: {error}");
     }
+}
+
+fn has_ended(process: &OwnedFd) -> bool {
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    matches!(poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&at_once)), Ok(1..))
 }
 
 /// Ends the process in the background that serves a volume, in order, and waits for that.
@@ -41,7 +48,8 @@ pub async fn end(records: &Records, record: &Record, limit: Duration) -> Result<
     }
     pidfd_send_signal(&process, Signal::TERM).map_err(|error| signal(error.into()))?;
     let deadline = Instant::now() + limit;
-    while records.is_served(record.volume) {
+    // Until it has ended it may still remove what is of no use any more, and must not meet the next one's.
+    while records.is_served(record.volume) || !has_ended(&process) {
         if Instant::now() >= deadline {
             let log = records.place(record.volume).join("log");
             return Err(NodeError::Slow { volume: record.name.clone(), pid, limit, log });

@@ -11,8 +11,8 @@
 //! Whether a process lives is told by its lock and not by its number: a number means nothing in another container, and
 //! may have been given to another process.
 
-use super::Kind;
 use super::filesystem::Filesystem;
+use super::{Kind, loopdev};
 use crate::metadata::VolumeInfo;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
@@ -40,12 +40,18 @@ pub struct Record {
     pub kind: Kind,
     /// The device; `None` until it is there.
     pub device: Option<PathBuf>,
+    /// What tells a loop device from the next one at that node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sequence: Option<u64>,
     /// It takes no writes.
     pub read_only: bool,
     /// In which epoch it is served.
     pub epoch: u64,
     /// Its size when it was attached, or last grew.
     pub size_bytes: u64,
+    /// A filesystem is being made on it: what is found there later, if nobody else has had the volume, is its remains.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub making: bool,
     /// Where it is mounted, if that was asked for.
     pub mount: Option<MountPoint>,
     /// Where else it is shown: its filesystem, or its device.
@@ -60,6 +66,10 @@ pub struct Record {
     pub lost: Option<String>,
     /// When it was attached, in seconds since 1970.
     pub since_unix_s: u64,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// One more place at which an attached volume is shown.
@@ -143,6 +153,13 @@ impl Record {
         owner.is_some_and(|owner| owner.epoch.0 == self.epoch && owner.holder.pid == self.keeper.pid)
     }
 
+    /// Its device, while that node leads to it: when a loop device ends, its node is given to another file.
+    #[must_use]
+    pub fn device_there(&self) -> Option<&Path> {
+        let is_there = |device: &&Path| self.kind != Kind::Fuse || loopdev::is_attached(device, self.sequence);
+        self.device.as_deref().filter(is_there)
+    }
+
     /// A record of a volume whose device is not there yet.
     #[must_use]
     pub fn new(volume: VolumeId, name: String, kind: Kind, role: Role) -> Self {
@@ -153,9 +170,11 @@ impl Record {
             name,
             kind,
             device: None,
+            sequence: None,
             read_only: false,
             epoch: 0,
             size_bytes: 0,
+            making: false,
             mount: None,
             targets: Vec::new(),
             holder: None,
@@ -307,6 +326,25 @@ impl Records {
         written().map_err(failed("write", &path))
     }
 
+    /// Changes the record of `volume` as it is now, and gives what it is then; `None`: there is none. One at a time: who serves a
+    /// volume writes down how it grew, while who mounts it writes down where.
+    ///
+    /// # Errors
+    /// When it cannot be read or written.
+    pub fn change(&self, volume: VolumeId, change: impl FnOnce(&mut Record)) -> Result<Option<Record>, RecordError> {
+        let place = self.place(volume);
+        let lock = match File::open(&place) {
+            Ok(directory) => Flock::lock(directory, FlockArg::LockExclusive),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(failed("open", &place)(error)),
+        };
+        let _lock = lock.map_err(|(_, error)| failed("lock", &place)(error.into()))?;
+        let Some(mut record) = self.load(volume)? else { return Ok(None) };
+        change(&mut record);
+        self.save(&record)?;
+        Ok(Some(record))
+    }
+
     /// Forgets `volume`, with everything that belongs to it.
     ///
     /// # Errors
@@ -399,6 +437,27 @@ mod tests {
             device: Some("/dev/loop7".into()),
             ..Record::new(VolumeId(volume), name.into(), Kind::Fuse, Role::Agent)
         }
+    }
+
+    #[test]
+    fn changes_that_meet_are_all_made() {
+        let directory = tempfile::tempdir().unwrap();
+        let records = Records::at(directory.path().into());
+        assert_eq!(records.change(VolumeId(1), |_| panic!("there is none")).unwrap(), None);
+        records.save(&record("a", 1)).unwrap();
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let records = &records;
+                scope.spawn(move || {
+                    for number in 0..20 {
+                        let path = PathBuf::from(format!("/{thread}/{number}"));
+                        let target = Target { path, block: false, read_only: false };
+                        records.change(VolumeId(1), |record| record.targets.push(target)).unwrap();
+                    }
+                });
+            }
+        });
+        assert_eq!(records.load(VolumeId(1)).unwrap().unwrap().targets.len(), 80);
     }
 
     #[test]

@@ -169,6 +169,10 @@ impl Agent {
         let _ = is_started.await;
         if let Err(error) = backup::check(&*store, &status).await {
             let _ = commands.send(Command::Kill).await;
+            let _ = plane.await;
+            if let Err(error) = heartbeat.end(&*store).await {
+                tracing::warn!("{}; it runs out within {} s", told(&error), LEASE_TIME.as_secs());
+            }
             return Err(error.into());
         }
 

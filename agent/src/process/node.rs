@@ -73,11 +73,12 @@ impl NodePart {
                         // No new calls; those under way are waited for by who makes them.
                         server.abort();
                         service.stop().await;
-                        let _ = end.send(());
                     }
                 }
             });
+            // With the server, its socket: whoever is told of the end can start the next one.
             runtime.shutdown_background();
+            drop(end);
         });
         thread.map_err(|error| StartError::System("start the node service's thread", error))?;
         is_ready.await.unwrap_or_else(|_| {

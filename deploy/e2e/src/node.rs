@@ -9,7 +9,9 @@ use crate::http;
 use crate::ports;
 use crate::process::Process;
 use anyhow::{Context, Result, bail, ensure};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -123,6 +125,9 @@ impl Host {
         command.arg("--node-socket").arg(self.path("node.sock")).arg("--attached-dir").arg(self.path("attached"));
         command.arg("--kubelet-dir").arg(self.path("kubelet")).arg("--holder-socket").arg(self.path("holder.sock"));
         command.arg("--flexvolume-dir").arg(self.path("flexvolume"));
+        // What a test puts there stands for a program of the system.
+        let path = std::env::var("PATH").unwrap_or_default();
+        command.env("PATH", format!("{}:{path}", self.path("tools").display()));
         self.agent = None;
         // One that was killed leaves its socket.
         let _ = fs::remove_file(self.path("node.sock"));
@@ -159,9 +164,12 @@ impl Host {
         self.holder = None;
         let mut command = self.command(3);
         command.args(["--dead-time", &seconds.to_string()]).arg("--holder-socket").arg(self.path("holder.sock"));
-        let mut holder = Process::start("holder", command, &self.directory)?;
         let socket = self.path("holder.sock");
-        holder.until("it listens", READY, || Ok(socket.exists()))?;
+        // One that was killed leaves its socket.
+        let _ = fs::remove_file(&socket);
+        let mut holder = Process::start("holder", command, &self.directory)?;
+        // The file is there a moment before anybody listens.
+        holder.until("it listens", READY, || Ok(listens_for_messages(&socket)))?;
         self.holder = Some(holder);
         Ok(())
     }
@@ -237,16 +245,27 @@ impl Host {
     }
 }
 
+/// Whether somebody listens on a socket whose messages keep their borders, for which the standard library has no type.
+fn listens_for_messages(path: &Path) -> bool {
+    let connected = || {
+        let client = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
+        connect(client.as_raw_fd(), &UnixAddr::new(path)?)
+    };
+    connected().is_ok()
+}
+
 impl Drop for Host {
     fn drop(&mut self) {
         self.csi.clear();
         self.agent = None;
         self.holder = None;
-        // Everything that is left is dead: it gives errors, and is not waited for.
+        // Everything that is left is dead: it gives errors, and is not waited for. Of a file whose filesystem is unmounted the kernel
+        // does not tell any more where it was.
+        let devices = self.loop_devices().unwrap_or_default();
         for point in self.mounts().unwrap_or_default() {
             let _ = nix::mount::umount2(&point, nix::mount::MntFlags::MNT_DETACH);
         }
-        for device in self.loop_devices().unwrap_or_default() {
+        for device in devices {
             let _ = Command::new("losetup").arg("--detach").arg(device).status();
         }
     }

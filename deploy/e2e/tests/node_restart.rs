@@ -5,7 +5,8 @@
 //! is attached again.
 
 use anyhow::{Context, Result, bail, ensure};
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -177,7 +178,12 @@ fn an_agent_is_killed_at_any_moment() -> Result<()> {
         let mount = |driver: &Driver| driver.mount(&directory, &volume, "ext4");
         let unmount = |driver: &Driver| driver.unmount(&directory);
         interrupted(&mut bed, &mut random, mount)?;
-        fs::write(directory.join("file"), &volume)?;
+        // Synced, as an unmounting that is cut short writes nothing back.
+        let mut file = File::create(directory.join("file"))?;
+        file.write_all(volume.as_bytes())?;
+        file.sync_all()?;
+        drop(file);
+        File::open(&directory)?.sync_all()?;
         interrupted(&mut bed, &mut random, unmount)?;
         bed.host.must_be_bare()?;
         bed.driver.mount(&directory, &volume, "ext4")?;
@@ -186,6 +192,42 @@ fn an_agent_is_killed_at_any_moment() -> Result<()> {
         bed.host.must_be_bare()?;
     }
     Ok(())
+}
+
+/// The agent goes in the middle of mkfs: what that has written so far is nobody's, and the next agent makes the filesystem anew.
+#[test]
+fn a_filesystem_that_was_being_made_is_made_anew() -> Result<()> {
+    let Some(mut bed) = Bed::start()? else { return Ok(()) };
+    bed.cluster.torusctl(["volume", "create", "half", "256MiB"])?;
+    let (directory, tools) = (bed.host.path("kubelet").join("half"), bed.host.path("tools"));
+    let (mkfs, begun) = (tools.join("mkfs.ext4"), tools.join("begun"));
+    fs::create_dir(&tools)?;
+    let script = "#!/bin/sh\nfor device; do :; done\n\
+        dd if=/dev/urandom of=\"$device\" bs=4k count=64 conv=notrunc,fsync && touch \"${0%/*}/begun\"\n\
+        while kill -0 $PPID; do sleep 0.1; done\n";
+    // By another process: a child that is started here meanwhile would have it open for writing too, and keep it from being run.
+    let mut write = Command::new("sh");
+    write.args(["-c", "printf %s \"$1\" > \"$2\" && chmod +x \"$2\"", "sh", script]).arg(&mkfs);
+    ensure!(write.status()?.success(), "the program cannot be written");
+
+    let driver = bed.driver.clone();
+    let cut_off = std::thread::scope(|scope| {
+        let calling = scope.spawn(|| driver.mount(&directory, "half", "ext4"));
+        let waited = until("mkfs has begun", BACK, || Ok(begun.exists()));
+        let killed = waited.and_then(|()| bed.host.kill_agent());
+        let ended = calling.join().unwrap_or_else(|_| bail!("the call panicked"));
+        killed.map(|()| ended)
+    })?;
+    ensure!(cut_off.is_err(), "it was mounted without a filesystem");
+    fs::remove_file(&mkfs)?;
+    bed.host.start_agent()?;
+    until("it is mounted", BACK, || Ok(bed.driver.mount(&directory, "half", "ext4").is_ok()))?;
+    fs::write(directory.join("file"), b"there")?;
+    unmount(&bed, "half")?;
+    bed.driver.mount(&directory, "half", "ext4")?;
+    ensure!(fs::read(directory.join("file"))? == b"there", "the file is not there");
+    unmount(&bed, "half")?;
+    bed.host.must_be_bare()
 }
 
 #[test]

@@ -247,7 +247,7 @@ impl NodeService {
             Settled::Free => None,
         };
         // The control plane has taken it from whoever had it before; or that was a process of this host which is gone.
-        let force = gone || info.published.is_some() || before.is_some_and(|record| record.is_of_owner(info));
+        let force = gone || info.published.is_some() || before.as_ref().is_some_and(|record| record.is_of_owner(info));
         let mut owner = OwnerConfig { force, ..OwnerConfig::new() };
         owner.holder.host.clone_from(&settings.node);
         let holder = settings.holder.clone();
@@ -269,14 +269,26 @@ impl NodeService {
             }
             Err(error) => return Err(error.into()),
         };
-        let record = keeper.record().clone();
+        let mut record = keeper.record().clone();
         self.keepers().insert(info.id, keeper);
+        if let Some(before) = before {
+            self.go_on_making(&before, &mut record)?;
+        }
         Ok((record, is_new))
+    }
+
+    /// A filesystem was being made when the process of `before` ended: where nobody has had the volume since, it is made anew. Epochs
+    /// have no gaps.
+    fn go_on_making(&self, before: &Record, record: &mut Record) -> Result<(), Failure> {
+        if before.making && before.epoch + 1 == record.epoch {
+            self.0.attachments.note(record, |record| record.making = true)?;
+        }
+        Ok(())
     }
 
     /// Mounts an attached volume where it is staged. The caller holds its lock.
     async fn mount_staged(&self, record: &mut Record, wanted: &mut Wanted) -> Result<(), Failure> {
-        let device = record.device.clone().ok_or(NodeError::Ended)?;
+        let device = record.device_there().ok_or(NodeError::Ended)?.to_owned();
         if let Some(mount) = record.mount.as_ref().filter(|mount| mount.directory != wanted.directory)
             && mounts::of(&device).contains(&mount.directory)
         {

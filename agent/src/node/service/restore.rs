@@ -133,7 +133,8 @@ impl NodeService {
             tracing::info!(volume = record.name, "taken over: those who use it have seen a pause");
             return Ok(Restored::TakenOver);
         }
-        let device = record.device.clone().ok_or(NodeError::Ended)?;
+        self.go_on_making(&before, &mut record)?;
+        let device = record.device_there().ok_or(NodeError::Ended)?.to_owned();
         if let Some(mount) = &before.mount {
             let (directory, filesystem) = (mount.directory.clone(), Some(mount.filesystem));
             places.directory(&directory)?;

@@ -5,8 +5,7 @@
 use super::{Inner, NodeService};
 use crate::grpc::Failure;
 use crate::node::places::{Pinned, Places};
-use crate::node::tool::{self, LONG};
-use crate::node::{NodeError, Record, Target, mounts};
+use crate::node::{NodeError, Record, Target, filesystem, mounts};
 use nix::mount::{MsFlags, mount};
 use std::path::{Path, PathBuf};
 use tokio::task::spawn_blocking;
@@ -42,7 +41,7 @@ impl NodeService {
         let staging = asked.staging.as_deref().map(|staging| places.of(staging)).transpose()?;
         let _right = attachments.lock(volume).await?;
         let mut record = self.served(volume)?;
-        let device = record.device.clone().ok_or(NodeError::Ended)?;
+        let device = record.device_there().ok_or(NodeError::Ended)?.to_owned();
         let source = match &staging {
             None => device,
             Some(staging) => {
@@ -90,8 +89,12 @@ impl NodeService {
         if let Some(other) = mounts::on(&target.path) {
             return Err(NodeError::MountedOn { directory: target.path, kind: other.kind }.into());
         }
-        record.targets.push(target.clone());
-        attachments.records().save(record)?;
+        let added = target.clone();
+        let changed = attachments.records().change(record.volume, |record| {
+            prune(record);
+            record.targets.push(added);
+        })?;
+        *record = changed.ok_or(NodeError::Ended)?;
         let (places, place) = (places.clone(), target.clone());
         let binding = spawn_blocking(move || bind(&places, &source, &place));
         let bound = binding.await.unwrap_or_else(|error| Err(Failure::Refused(Code::Internal, error.to_string())));
@@ -133,19 +136,21 @@ impl NodeService {
         // Links on the way are found here; what is mounted there is known by its path.
         places.look(&target.path)?;
         while mounts::on(&target.path).is_some() {
-            let ended = tool::run(LONG, "umount", &[&target.path]).await;
             let failed = |source| {
                 let (volume, directory) = (record.name.clone(), target.path.clone());
                 Failure::from(NodeError::Unmount { volume, directory, source })
             };
-            let ended = ended.map_err(failed)?;
-            if ended.code != Some(0) && mounts::on(&target.path).is_some() {
-                return Err(failed(ended.failure()));
+            let is_mounted = || mounts::on(&target.path).is_some();
+            if let Some(refused) = filesystem::unmount_from(&target.path, is_mounted).await.map_err(failed)? {
+                return Err(failed(refused));
             }
         }
         places.remove(&target.path)?;
-        record.targets.retain(|found| found.path != target.path);
-        Ok(attachments.records().save(record)?)
+        let removed = |record: &mut Record| record.targets.retain(|found| found.path != target.path);
+        if let Some(now) = attachments.records().change(record.volume, removed)? {
+            *record = now;
+        }
+        Ok(())
     }
 }
 

@@ -120,7 +120,7 @@ impl NodeService {
             }
             sleep(POLL).await;
         };
-        if let (Some(device), Some(mount)) = (&record.device, &record.mount)
+        if let (Some(device), Some(mount)) = (record.device_there(), &record.mount)
             && !record.read_only
         {
             let holding = self.keepers().get(&volume).map(Keeper::holding);
