@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::task::LocalSet;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use torus_agent::metadata::{Embedded, change_ring, init_cluster, load_cluster, load_ring};
 use torus_agent::process::{Agent, Config, RunError, StartError, exit_code, told};
 use torus_agent::tdp::{Aligned, PeerEvent, Peers};
@@ -294,8 +294,18 @@ fn hostile_bytes_leave_others_alone() {
             assert!(text.contains(line), "{line} in {text}");
         }
         assert_eq!(get(&http, "/healthz").await.0, 200);
-        let (code, text) = get(&http, "/readyz").await;
-        assert!(code == 200 && text.contains("torusctl peer add"), "{text}");
+        // Said by the heartbeat, which has begun by itself.
+        let ready = async {
+            loop {
+                let (code, text) = get(&http, "/readyz").await;
+                assert_eq!(code, 200, "{text}");
+                if text.contains("torusctl peer add") {
+                    break;
+                }
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(Duration::from_secs(20), ready).await.expect("it says how it gets into the ring");
         assert_eq!(get(&http, "/../../etc/passwd").await.0, 404);
         agent.stop().await;
     });

@@ -334,13 +334,16 @@ fn a_volume_is_taken_from_its_owner_without_being_opened_and_the_next_one_finds_
         assert_eq!(refused.kind, IoErrorKind::Fenced, "{refused}");
     });
     let store = Arc::clone(&world.store);
-    let fenced = world.control.block_on(async move {
+    let (fenced, took) = world.control.block_on(async move {
         told.await.unwrap();
+        let began = Instant::now();
         let holder = Holder { host: "fencer".into(), pid: 1, serves: "fenced: n1".into() };
-        fence_volume(store, &again, holder, Duration::from_secs(20)).await.unwrap()
+        (fence_volume(store, &again, holder, Duration::from_secs(20)).await.unwrap(), began.elapsed())
     });
     assert_eq!(fenced.epoch, Epoch(2));
-    assert!(fenced.asked >= 2 && fenced.acknowledged == fenced.asked, "{fenced:?}");
+    // An agent whose disk stalls is not waited for longer than half a second once enough others have answered.
+    let all = fenced.acknowledged == fenced.asked || took >= Duration::from_millis(500);
+    assert!(fenced.asked >= 2 && fenced.acknowledged >= 1 && all, "{fenced:?} in {took:?}");
     taken.send(()).unwrap();
     first.join().unwrap();
     let control = world.control();

@@ -83,11 +83,12 @@ mod tests {
         let proxy = Proxy::to(listener.local_addr().unwrap().port()).unwrap();
         let mut client = TcpStream::connect(("127.0.0.1", proxy.port())).unwrap();
         let (mut server, _) = listener.accept().unwrap();
-        server.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        server.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         let mut byte = [0];
         client.write_all(b"a").unwrap();
         server.read_exact(&mut byte).unwrap();
         proxy.cut(true);
+        server.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
         client.write_all(b"b").unwrap();
         assert!(server.read_exact(&mut byte).is_err(), "it got through");
         proxy.cut(false);

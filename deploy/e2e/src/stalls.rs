@@ -56,7 +56,11 @@ impl Watch {
 
 /// Has `measure` tell the longest that something stood still, and again where that is more than `most`, but would not be without
 /// the longest that the disk of `directory` has stood still meanwhile for everybody. Its argument counts the tries, from 0.
-pub fn measured(directory: &Path, most: Duration, mut measure: impl FnMut(u32) -> Result<Duration>) -> Result<Duration> {
+pub fn measured(
+    directory: &Path,
+    most: Duration,
+    mut measure: impl FnMut(u32) -> Result<Duration>,
+) -> Result<Duration> {
     let mut last = Duration::ZERO;
     for n in 0..TRIES {
         let watch = Watch::begin(directory).context("cannot look at the disk")?;
