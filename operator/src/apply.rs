@@ -3,7 +3,7 @@
 use crate::watched::resource;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
-use kube::{Client, Resource};
+use kube::{Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -127,24 +127,24 @@ where
 
 /// Deletes an object, if it still is the one of this uid.
 pub async fn delete(client: &Client, key: &Key, uid: &str) -> Result<(), ApplyError> {
-    gone(api(client, key).delete(&key.name, &only(uid)).await.map(drop), key)
+    over(api(client, key).delete(&key.name, &only(uid)).await.map(drop), "delete", key)
 }
 
 /// Deletes a pod, if it still is the one of this uid.
 pub async fn delete_pod(client: &Client, namespace: &str, name: &str, uid: &str) -> Result<(), ApplyError> {
     let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
-    gone(pods.delete(name, &only(uid)).await.map(drop), format!("pod {namespace}/{name}"))
+    over(pods.delete(name, &only(uid)).await.map(drop), "delete", format!("pod {namespace}/{name}"))
 }
 
 fn only(uid: &str) -> DeleteParams {
     DeleteParams::background().preconditions(Preconditions { uid: Some(uid.into()), resource_version: None })
 }
 
-/// What is not there any more, or is another by now, needs no deletion.
-fn gone(result: Result<(), kube::Error>, object: impl ToString) -> Result<(), ApplyError> {
+/// To what is not there any more, or is another by now, nothing is done: the next pass sees it as it is.
+fn over(result: Result<(), kube::Error>, doing: &'static str, object: impl ToString) -> Result<(), ApplyError> {
     match result {
         Err(error) if is_code(&error, 404) || is_code(&error, 409) => Ok(()),
-        other => other.map_err(failed("delete", object)),
+        other => other.map_err(failed(doing, object)),
     }
 }
 
@@ -155,11 +155,25 @@ pub async fn grow_claim(client: &Client, key: &Key, size: &str) -> Result<(), Ap
     api(client, key).patch(&key.name, &params, &Patch::Merge(patch)).await.map(drop).map_err(failed("grow", key))
 }
 
-/// Sets a label of a node, or takes it away. A node that is gone has none.
-pub async fn label_node(client: &Client, node: &str, label: &str, value: Option<&str>) -> Result<(), ApplyError> {
+/// Sets a label of a node. A node that is gone has none.
+pub async fn label_node(client: &Client, node: &str, label: &str, value: &str) -> Result<(), ApplyError> {
     let nodes: Api<Node> = Api::all(client.clone());
     let patch = json!({"metadata": {"labels": {label: value}}});
-    gone(nodes.patch(node, &PatchParams::default(), &Patch::Merge(patch)).await.map(drop), format!("node {node}"))
+    let patched = nodes.patch(node, &PatchParams::default(), &Patch::Merge(patch)).await;
+    over(patched.map(drop), "label", format!("node {node}"))
+}
+
+/// Takes a label from a node, if it still has the value that was `seen`: one that was set since is of somebody who means it, and who
+/// may set it only once.
+pub async fn unlabel_node(client: &Client, name: &str, label: &str, seen: &str) -> Result<(), ApplyError> {
+    let nodes: Api<Node> = Api::all(client.clone());
+    let Some(node) = nodes.get_opt(name).await.map_err(failed("read", format!("node {name}")))? else { return Ok(()) };
+    if node.labels().get(label).is_none_or(|value| value != seen) {
+        return Ok(());
+    }
+    let patch = json!({"metadata": {"resourceVersion": node.metadata.resource_version, "labels": {label: null}}});
+    let patched = nodes.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await;
+    over(patched.map(drop), "take a label from", format!("node {name}"))
 }
 
 /// Taints a node out of service, or takes our taint away. Conditional on the version that was read: taints are one list.
@@ -181,4 +195,38 @@ pub async fn taint_node(client: &Client, name: &str, is_tainted: bool) -> Result
     });
     let patched = nodes.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await;
     patched.map(drop).map_err(failed("taint", format!("node {name}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stub::{Call, Stub};
+
+    /// What becomes of the label `l`, seen as `old`, of a node that has `value` there, and what patches are sent. `refusal`: with what
+    /// these are refused.
+    async fn unlabelled(value: &'static str, refusal: Option<u16>) -> (Result<(), ApplyError>, Vec<Value>) {
+        let node = json!({"metadata": {"name": "n1", "resourceVersion": "7", "labels": {"l": value}}});
+        let answer = move |call: &Call| match refusal {
+            Some(code) if call.method == "PATCH" => Err(code),
+            _ => Ok(node.clone()),
+        };
+        let stub = Stub::start(move |calls| answer(calls.last().unwrap())).await;
+        let done = unlabel_node(&stub.client, "n1", "l", "old").await;
+        let patches = stub.calls().into_iter().filter(|call| call.method == "PATCH").map(|call| call.body);
+        (done, patches.collect())
+    }
+
+    #[tokio::test]
+    async fn a_label_that_was_set_since_stays() {
+        let (done, patches) = unlabelled("old", None).await;
+        done.unwrap();
+        assert_eq!(patches, [json!({"metadata": {"resourceVersion": "7", "labels": {"l": null}}})]);
+        let (done, patches) = unlabelled("new", None).await;
+        done.unwrap();
+        assert_eq!(patches, [] as [Value; 0]);
+        // It changed between the look and the patch.
+        unlabelled("old", Some(409)).await.0.unwrap();
+        let refused = unlabelled("old", Some(403)).await.0.unwrap_err().to_string();
+        assert_eq!(refused, "cannot take a label from node n1");
+    }
 }

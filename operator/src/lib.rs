@@ -14,6 +14,8 @@ mod leader;
 mod metadata;
 mod pass;
 mod patch;
+#[cfg(test)]
+mod stub;
 mod teller;
 mod watched;
 

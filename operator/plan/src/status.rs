@@ -8,8 +8,9 @@ use crate::objects::Kind;
 use std::collections::BTreeSet;
 use torus_api::{AgentStatus, Condition, EtcdStatus, Quantity, TorusClusterSpec, TorusClusterStatus, set_condition};
 
-/// The state of an agent that gives no sign of life.
-const DOWN: &str = "Down";
+/// The states of an agent that gives signs of life.
+const UP: &str = "Up";
+const FAILED_DISK: &str = "FailedDisk";
 
 /// The status. `before`: as it is; `now`: in RFC 3339, for conditions whose status changes.
 #[must_use]
@@ -27,8 +28,10 @@ pub fn cluster_status(
     let set = format!("{name}-agent");
     let pods: Vec<_> = seen.pods.iter().filter(|(_, pod)| pod.set == set).collect();
     let agents = agents(&pods, seen, &set);
-    // A pod may pass for ready some seconds longer than its agent lives.
-    let runs = |((_, pod), agent): &(&(&String, &Pod), &AgentStatus)| pod.is_ready && agent.state != DOWN;
+    // A pod may pass for ready some seconds longer than its agent lives, and before etcd has its agent. Where etcd does not say, it is
+    // all that is known.
+    let is_known = seen.cluster().is_some();
+    let runs = |((_, pod), agent): &(&(&String, &Pod), &AgentStatus)| pod.is_ready && (!is_known || lives(agent));
     let ready = pods.iter().zip(&agents).filter(runs).count();
     let asked = usize::try_from(spec.storage.count).unwrap_or(0);
     status.agents_summary = Some(format!("{ready}/{asked}"));
@@ -96,9 +99,9 @@ fn agents(pods: &[(&String, &Pod)], seen: &Observed, set: &str) -> Vec<AgentStat
         let agent =
             seen.cluster().and_then(|cluster| names.iter().flatten().find_map(|name| cluster.agents.get(*name)));
         let state = match agent {
-            Some(agent) if agent.is_alive && agent.failed_disks > 0 => "FailedDisk",
-            Some(agent) if agent.is_alive => "Up",
-            Some(_) => DOWN,
+            Some(agent) if agent.is_alive && agent.failed_disks > 0 => FAILED_DISK,
+            Some(agent) if agent.is_alive => UP,
+            Some(_) => "Down",
             None => "Starting",
         };
         AgentStatus {
@@ -111,6 +114,10 @@ fn agents(pods: &[(&String, &Pod)], seen: &Observed, set: &str) -> Vec<AgentStat
         }
     };
     pods.iter().map(|(name, pod)| one(name, pod)).collect()
+}
+
+fn lives(agent: &AgentStatus) -> bool {
+    [UP, FAILED_DISK].contains(&agent.state.as_str())
 }
 
 fn health_condition(seen: &Observed) -> Option<Obstacle> {

@@ -142,9 +142,14 @@ impl Passes {
             Action::ReplacePod { name, uid } => {
                 apply::delete_pod(client, &owner.namespace, name, uid).await.map_err(say)
             }
-            Action::ForgetTopology { node } => apply::label_node(client, node, LABEL_TOPOLOGY, None).await.map_err(say),
-            Action::LabelNode { node, value } => {
-                apply::label_node(client, node, LABEL_NODE, value.as_deref()).await.map_err(say)
+            Action::ForgetTopology { node, id } => {
+                apply::unlabel_node(client, node, LABEL_TOPOLOGY, id).await.map_err(say)
+            }
+            Action::LabelNode { node, value: Some(value) } => {
+                apply::label_node(client, node, LABEL_NODE, value).await.map_err(say)
+            }
+            Action::LabelNode { node, value: None } => {
+                apply::unlabel_node(client, node, LABEL_NODE, &owner.name).await.map_err(say)
             }
             Action::InitCluster { replicas, extent_bytes } => {
                 let store = self.store()?;

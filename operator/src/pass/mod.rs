@@ -29,7 +29,7 @@ use std::fmt::Debug;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout, timeout_at};
 use torus_api::TorusCluster;
 use torus_core::meta::MetadataStore;
 use torus_plan::cluster::{Refusal, Store};
@@ -40,10 +40,12 @@ use volume::{Deletions, Settled};
 
 /// Volumes that are looked at at the same time.
 const VOLUMES_AT_ONCE: usize = 8;
-/// How long the last passes may go on: less than what a pod is given to end.
+/// How long the last passes, and the question whether there are to be any, may go on: less than what a pod is given to end.
 const FAREWELL: Duration = Duration::from_secs(20);
 /// The longest pause between two of them.
 const FAREWELL_PAUSE: Duration = Duration::from_secs(1);
+/// How long an answer is waited for before the question is asked again.
+const ANSWER_TIME: Duration = Duration::from_secs(5);
 
 /// What the operator was told.
 #[derive(Clone, Debug)]
@@ -174,12 +176,12 @@ impl Passes {
     /// The last passes, if the operator's own namespace is being deleted: nobody will look after anything any more, so finalizers and
     /// what is in no namespace go now. Kubernetes (1.33 and newer) ends the pods of a namespace before it deletes anything else.
     pub async fn farewell(&mut self) {
-        if !self.is_namespace_deleting(&self.settings.namespace).await {
+        let end = Instant::now() + FAREWELL;
+        if !asked_at_last(|| is_deleted(&self.client, &self.settings.namespace), end).await {
             return;
         }
         tracing::info!("the namespace {} is being deleted: letting go of everything", self.settings.namespace);
         self.is_farewell = true;
-        let end = Instant::now() + FAREWELL;
         while self.holds_anything() && Instant::now() < end {
             self.pass().await;
             let _ = timeout(FAREWELL_PAUSE, self.watched.changed.notified()).await;
@@ -205,11 +207,9 @@ impl Passes {
         self.clusters().into_iter().find(|cluster| cluster.namespace().as_deref() == ours)
     }
 
-    /// Whether the apiserver says so. One that is not there, or cannot be asked for, proves nothing: what is in it would not be there
-    /// either.
+    /// Whether the apiserver says so. Where it says nothing, the next pass asks again.
     async fn is_namespace_deleting(&self, name: &str) -> bool {
-        let api: Api<Namespace> = Api::all(self.client.clone());
-        matches!(api.get_opt(name).await, Ok(Some(found)) if found.metadata.deletion_timestamp.is_some())
+        is_deleted(&self.client, name).await.unwrap_or(false)
     }
 
     async fn volumes(&self, served: Option<&Served>) {
@@ -282,7 +282,66 @@ impl Passes {
     }
 }
 
+/// Whether a namespace is being deleted. One that is not there proves nothing: what is in it would not be there either.
+async fn is_deleted(client: &Client, name: &str) -> Result<bool, kube::Error> {
+    let found = Api::<Namespace>::all(client.clone()).get_opt(name).await?;
+    Ok(found.is_some_and(|found| found.metadata.deletion_timestamp.is_some()))
+}
+
+/// Asks whether the operator's own namespace is being deleted until there is an answer or it is `end`: nobody asks later. Who may not ask
+/// is told nothing else by asking again.
+async fn asked_at_last<F>(ask: impl Fn() -> F, end: Instant) -> bool
+where
+    F: Future<Output = Result<bool, kube::Error>>,
+{
+    let answer = async {
+        loop {
+            match timeout(ANSWER_TIME, ask()).await {
+                Ok(Ok(is_deleted)) => return is_deleted,
+                Ok(Err(error)) if apply::is_code(&error, 401) || apply::is_code(&error, 403) => return false,
+                Ok(Err(error)) => tracing::warn!("cannot tell whether our namespace is being deleted: {error}"),
+                Err(_) => tracing::warn!("cannot tell whether our namespace is being deleted: no answer"),
+            }
+            sleep(FAREWELL_PAUSE).await;
+        }
+    };
+    timeout_at(end.into(), answer).await.unwrap_or(false)
+}
+
 /// The time in RFC 3339, to the second.
 fn now() -> String {
     k8s_openapi::jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kube::core::Status;
+    use std::future::{pending, ready};
+
+    /// What is found out where the first `failures` questions are refused with `code`, and how often it is asked.
+    async fn found_out(failures: usize, code: u16, is_deleted: bool, limit: Duration) -> (bool, usize) {
+        let asked = Mutex::new(0);
+        let ask = || {
+            let mut asked = asked.lock().unwrap();
+            *asked += 1;
+            let refusal = || kube::Error::Api(Status::failure("as the test says", "Test").with_code(code).boxed());
+            ready(if *asked <= failures { Err(refusal()) } else { Ok(is_deleted) })
+        };
+        let found = asked_at_last(ask, Instant::now() + limit).await;
+        (found, *asked.lock().unwrap())
+    }
+
+    #[tokio::test]
+    async fn the_last_question_is_asked_until_it_is_answered() {
+        assert_eq!(found_out(0, 0, false, FAREWELL).await, (false, 1));
+        assert_eq!(found_out(0, 0, true, FAREWELL).await, (true, 1));
+        assert_eq!(found_out(1, 500, true, FAREWELL).await, (true, 2));
+        // Who may not ask.
+        assert_eq!(found_out(1, 403, true, FAREWELL).await, (false, 1));
+        assert_eq!(found_out(1, 401, true, FAREWELL).await, (false, 1));
+        // It ends, with or without refusals.
+        assert!(!found_out(usize::MAX, 500, true, FAREWELL_PAUSE / 4).await.0);
+        assert!(!asked_at_last(pending, Instant::now() + FAREWELL_PAUSE / 4).await);
+    }
 }

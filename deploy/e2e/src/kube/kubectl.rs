@@ -8,6 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
+/// The pause between two looks at what is waited for.
+const LOOK: Duration = Duration::from_millis(200);
+
 /// The program, and whom it speaks to.
 #[derive(Clone, Debug)]
 pub struct Kubectl {
@@ -101,10 +104,10 @@ impl Kubectl {
         Ok(checked(&shown, output)? + &said)
     }
 
-    /// Waits until `condition` holds for an object.
+    /// Waits until `condition` holds for an object. A question that fails is asked again.
     ///
     /// # Errors
-    /// When that takes longer than `limit`; the object as it was last is in the text.
+    /// When that takes longer than `limit`; the object as it was last is in the text, and why it is not known how it is now.
     pub fn until<'a>(
         &self,
         of: impl IntoIterator<Item = &'a str>,
@@ -113,29 +116,35 @@ impl Kubectl {
         condition: impl Fn(&Value) -> bool,
     ) -> Result<Value> {
         let of: Vec<_> = of.into_iter().collect();
-        let mut last = Value::Null;
-        let waited = until(what, limit, || {
-            std::thread::sleep(Duration::from_millis(200));
-            last = self.find(of.iter().copied())?.unwrap_or_default();
-            Ok(!last.is_null() && condition(&last))
-        });
-        waited.with_context(|| format!("{} is {}", of.join(" "), brief(&last)))?;
-        Ok(last)
+        self.look_until(&of, what, limit, |found| !found.is_null() && condition(found))
     }
 
-    /// Waits until an object is not there.
+    /// Waits until an object is not there. A question that fails is asked again.
     ///
     /// # Errors
-    /// When that takes longer than `limit`; the object as it was last is in the text.
+    /// As [`Kubectl::until`].
     pub fn until_gone<'a>(&self, of: impl IntoIterator<Item = &'a str>, limit: Duration) -> Result<()> {
         let of: Vec<_> = of.into_iter().collect();
-        let mut last = Value::Null;
-        let waited = until(&format!("{} is gone", of.join(" ")), limit, || {
-            std::thread::sleep(Duration::from_millis(200));
-            last = self.find(of.iter().copied())?.unwrap_or_default();
-            Ok(last.is_null() || last["items"].as_array().is_some_and(Vec::is_empty))
+        let is_gone = |found: &Value| found.is_null() || found["items"].as_array().is_some_and(Vec::is_empty);
+        self.look_until(&of, &format!("{} is gone", of.join(" ")), limit, is_gone).map(drop)
+    }
+
+    /// Looks until `holds`, of null while nothing is there; what was seen then.
+    fn look_until(&self, of: &[&str], what: &str, limit: Duration, holds: impl Fn(&Value) -> bool) -> Result<Value> {
+        let (mut last, mut failed) = (Value::Null, None);
+        let waited = until(what, limit, || {
+            std::thread::sleep(LOOK);
+            match self.find(of.iter().copied()) {
+                Ok(found) => (last, failed) = (found.unwrap_or_default(), None),
+                Err(error) => failed = Some(error),
+            }
+            Ok(failed.is_none() && holds(&last))
         });
-        waited.with_context(|| format!("it is {}", brief(&last)))
+        waited.with_context(|| {
+            let failed = failed.iter().map(|error| format!("; the last question failed: {error:#}"));
+            format!("{} is {}{}", of.join(" "), brief(&last), failed.collect::<String>())
+        })?;
+        Ok(last)
     }
 }
 
@@ -173,4 +182,41 @@ fn checked(shown: &str, output: Output) -> Result<String> {
         bail!("`{shown}` failed ({}): {}", output.status, said.join("\n").trim());
     }
     String::from_utf8(output.stdout).context("kubectl prints no UTF-8")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kube::shell::must;
+    use crate::scratch::Scratch;
+
+    const SOON: Duration = Duration::from_secs(20);
+
+    /// A program in kubectl's place. It runs in a directory of its own.
+    fn pretend(script: &str) -> (Scratch, Kubectl) {
+        let scratch = Scratch::new("kubectl-test").unwrap();
+        let program = scratch.path().join("kubectl");
+        let text = format!("#!/bin/sh\ncd {}\n{script}\n", scratch.path().display());
+        // Written by another process: what this one has open for writing, a child that another test starts may have as well, and while
+        // it has, the program cannot be run.
+        must("sh", ["-ec", r#"printf %s "$2" >"$1"; chmod +x "$1""#, "sh", program.to_str().unwrap(), text.as_str()])
+            .unwrap();
+        let kubectl = Kubectl::new(&program, Path::new("/nonexistent"));
+        (scratch, kubectl)
+    }
+
+    #[test]
+    fn a_wait_goes_on_past_questions_that_fail() {
+        let (_scratch, kubectl) =
+            pretend("[ -e asked ] || { touch asked; echo refused >&2; exit 1; }; echo '{\"status\": 7}'");
+        assert_eq!(kubectl.until(["a", "b"], "it is 7", SOON, |found| found["status"] == 7).unwrap()["status"], 7);
+        // What is not known to be there is not known to be gone.
+        let (_scratch, kubectl) = pretend("[ -e asked ] || { touch asked; echo refused >&2; exit 1; }");
+        kubectl.until_gone(["a", "b"], SOON).unwrap();
+        let (_scratch, kubectl) = pretend("echo refused >&2; exit 1");
+        let said = kubectl.until_gone(["a", "b"], Duration::from_millis(500)).unwrap_err();
+        assert!(format!("{said:#}").contains("refused"), "{said:#}");
+        let said = kubectl.until(["a", "b"], "it is 7", Duration::from_millis(500), |_| true).unwrap_err();
+        assert!(format!("{said:#}").contains("refused"), "{said:#}");
+    }
 }

@@ -97,9 +97,11 @@ pub fn namespace_deleted(world: &mut World) -> Result<()> {
     world.kubectl().run(["delete", "namespace", &other, "--wait=false"])?;
     world.kubectl().until_gone(["namespace", &other], GONE)?;
     world.say("the namespace of a volume is gone");
-    // Whatever still knows of the data outside of it is not cleared away by force.
+    // Whatever still knows of the data outside of it is not cleared away by force. It may go by itself at any time.
+    let freed =
+        world.kubectl().run(["patch", "pv", &disk, "--type=merge", "-p", r#"{"metadata":{"finalizers":null}}"#]);
     if world.kubectl().find(["pv", &disk])?.is_some() {
-        world.kubectl().run(["patch", "pv", &disk, "--type=merge", "-p", r#"{"metadata":{"finalizers":null}}"#])?;
+        freed?;
     }
     world.kubectl().run(["delete", "namespace", NAMESPACE, "--wait=false"])?;
     world.kubectl().until_gone(["namespace", NAMESPACE], GONE)?;

@@ -5,7 +5,6 @@ use super::world::{GONE, Pod, of_claim, shell};
 use super::{Needs, World};
 use crate::kube::kubectl::is_true;
 use crate::kube::torus::{NAME, NAMESPACE};
-use crate::process::until;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
@@ -136,25 +135,22 @@ pub fn agent_deleted(world: &mut World) -> Result<()> {
 pub fn rolling_update(world: &mut World) -> Result<()> {
     let (ledger, _) = ledger::writer(world, "writer")?;
     let of = ["toruscluster", NAME, "-n", NAMESPACE];
-    let revision = |world: &World| -> Result<Value> {
-        let set = world.kubectl().json(["get", "sts", &format!("{NAME}-agent"), "-n", NAMESPACE])?;
-        Ok(set["status"]["updateRevision"].clone())
-    };
-    let before = revision(world)?;
+    let set = format!("{NAME}-agent");
+    let set = ["sts", &set, "-n", NAMESPACE];
+    let before = world.kubectl().json([&["get"], &set[..]].concat())?;
+    let count = before["spec"]["replicas"].as_u64().context("agents without a number")?;
+    let revision = |set: &Value| set["status"]["updateRevision"].clone();
     let patch = json!({"spec": {"agent": {"resources": {"requests": {"cpu": "110m"}}}}}).to_string();
     world.kubectl().run(["patch", of[0], of[1], of[2], of[3], "--type=merge", "-p", &patch])?;
-    until("there is a new revision", GONE, || {
-        std::thread::sleep(Duration::from_secs(1));
-        Ok(revision(world)? != before)
-    })?;
-    let now = revision(world)?;
+    let is_changed = |set: &Value| revision(set) != revision(&before);
+    let now = revision(&world.kubectl().until(set, "there is a new revision", GONE, is_changed)?);
     let selector = "app.kubernetes.io/component=agent";
     let pods = ["pods", "-n", NAMESPACE, "-l", selector];
     world.kubectl().until(pods, "all agents are of the new revision", GONE * 4, |pods| {
-        let pods = pods["items"].as_array();
-        pods.is_some_and(|pods| {
-            pods.iter().all(|pod| pod["metadata"]["labels"]["controller-revision-hash"] == now && is_true(pod, "Ready"))
-        })
+        let is_new =
+            |pod: &&Value| pod["metadata"]["labels"]["controller-revision-hash"] == now && is_true(pod, "Ready");
+        // The one that is being replaced may not be there at all.
+        pods["items"].as_array().is_some_and(|pods| pods.iter().filter(is_new).count() as u64 == count)
     })?;
     world.cluster().until_pool_is_ready()?;
     ledger.until_further(20, GONE)?;

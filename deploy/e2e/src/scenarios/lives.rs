@@ -2,18 +2,22 @@
 
 use super::World;
 use super::world::GONE;
-use crate::kube::kubectl::is_true;
+use crate::kube::kubectl::{condition, is_true};
 use crate::kube::node::Node;
 use crate::kube::objects::{list, made};
 use crate::kube::torus::{NAME, NAMESPACE, READY};
 use crate::pauses::Pauses;
-use anyhow::{Result, ensure};
+use crate::process::until;
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
 /// Kills that must have happened at least: fewer would show nothing.
 const KILLS_MIN: u32 = 8;
+/// How long a kubelet may take to start an operator again that was killed.
+const BACK: Duration = Duration::from_secs(60);
 
 /// A pool is made, grows and is deleted, with nothing in its way and with an operator that is killed every few seconds: what there is
 /// after each step is the same.
@@ -35,7 +39,7 @@ pub fn operator_killed(world: &mut World) -> Result<()> {
 fn whole_life(world: &World) -> Result<[Value; 3]> {
     let kubectl = world.kubectl();
     let pool = ["toruscluster", NAME, "-n", NAMESPACE];
-    let until_whole = |agents: &str| {
+    let look_when_whole = |agents: &str| {
         kubectl.until(pool, &format!("{agents} agents are ready"), READY, |pool| {
             pool["status"]["agentsSummary"] == agents
                 && pool["status"]["observedGeneration"] == pool["metadata"]["generation"]
@@ -54,6 +58,19 @@ fn whole_life(world: &World) -> Result<[Value; 3]> {
         kubectl.until(["ds", "-n", NAMESPACE], "they are on all their nodes", GONE, is_on_all)?;
         made(kubectl, &kubectl.json([&["get"], &pool[..]].concat())?)
     };
+    // An agent may be missed for a moment between the two looks. The budget, and nothing else that is made, is another then, and says
+    // so itself: whoever changed it may have been killed before it wrote the status.
+    let budget = format!("PodDisruptionBudget {NAMESPACE}/{NAME}-agent");
+    let until_whole = |agents: &str| {
+        let begun = Instant::now();
+        loop {
+            let made = look_when_whole(agents)?;
+            if made[&budget]["spec"]["maxUnavailable"] == 1 {
+                return Ok::<_, anyhow::Error>(made);
+            }
+            ensure!(begun.elapsed() < READY, "the pool is whole, and its budget is {}", made[&budget]);
+        }
+    };
     kubectl.apply(&world.cluster().usual_pool().to_string())?;
     for name in ["a", "b"] {
         world.apply(&json!({
@@ -70,8 +87,14 @@ fn whole_life(world: &World) -> Result<[Value; 3]> {
     world.kubectl_here(["delete", "torusvolumes", "--all", "--wait=false"])?;
     kubectl.until_gone(["torusvolumes", "-n", world.namespace()], GONE)?;
     world.remove_pool()?;
-    let left = list(kubectl)?;
-    ensure!(left.is_empty(), "the pool is gone, and there still are {left:?}");
+    // What the pool owned, Kubernetes deletes in its own time.
+    let mut left = Ok(Vec::new());
+    let gone = until("nothing of the pool is left", GONE, || {
+        thread::sleep(Duration::from_millis(200));
+        left = list(kubectl);
+        Ok(left.as_ref().is_ok_and(Vec::is_empty))
+    });
+    gone.with_context(|| format!("there still are {left:?}"))?;
     world.say("it is gone");
     Ok([installed, grown, made(kubectl, &Value::Null)?])
 }
@@ -93,12 +116,21 @@ fn while_killed<T>(world: &World, pauses: Pauses, what: impl FnOnce() -> Result<
 fn kill_operators(nodes: &[Node], mut pauses: Pauses, stop: &AtomicBool, kills: &AtomicU32) -> Result<()> {
     // Those of the node: it has process ids of its own. One that is not there now is started again already.
     let script = "for pid in $(pidof torus-operator); do kill -9 $pid && echo $pid; done; true";
-    while !stop.load(Ordering::Relaxed) {
-        for node in nodes {
-            let said = node.said("sh", ["-c", script])?;
-            kills.fetch_add(u32::try_from(said.lines().count()).unwrap_or(0), Ordering::Relaxed);
+    let is_over = || stop.load(Ordering::Relaxed);
+    while !is_over() {
+        let killed: Vec<_> = nodes.iter().map(|node| node.said("sh", ["-c", script])).collect::<Result<_>>()?;
+        // How long kubelets take to start others is no part of their lives.
+        for (node, killed) in nodes.iter().zip(&killed).filter(|(_, killed)| !killed.is_empty()) {
+            kills.fetch_add(u32::try_from(killed.lines().count()).unwrap_or(0), Ordering::Relaxed);
+            until(&format!("an operator runs on {} again", node.name()), BACK, || {
+                thread::sleep(Duration::from_millis(100));
+                let running = node.said("sh", ["-c", "pidof torus-operator; true"])?;
+                Ok(is_over() || running.split_whitespace().any(|pid| killed.lines().all(|killed| killed != pid)))
+            })?;
         }
-        thread::sleep(pauses.draw());
+        if !is_over() {
+            thread::sleep(pauses.draw());
+        }
     }
     Ok(())
 }
@@ -133,10 +165,10 @@ pub fn etcd_external(world: &mut World) -> Result<()> {
     pool["spec"]["etcd"] = json!({"external": {"endpoints": [etcd.url()], "secret": {"name": "e2e-etcd"}}});
     world.kubectl().apply(&pool.to_string())?;
     let of = ["toruscluster", NAME, "-n", NAMESPACE];
-    let said = world.kubectl().until(of, "it is refused", GONE, |pool| {
-        crate::kube::kubectl::condition(pool, "Accepted").is_some_and(|accepted| accepted["status"] == "False")
+    world.kubectl().until(of, "it is refused: SecretForbidden", GONE, |pool| {
+        condition(pool, "Accepted")
+            .is_some_and(|accepted| accepted["status"] == "False" && accepted["reason"] == "SecretForbidden")
     })?;
-    ensure!(said["status"].to_string().contains("SecretForbidden"), "it says {}", said["status"]);
     world.cluster().install_chart(&["etcdSecrets={e2e-etcd}"])?;
     world.cluster().until_pool_is_ready()?;
     let sets = world.kubectl().run(["get", "sts", "-n", NAMESPACE, "-o", "name"])?;

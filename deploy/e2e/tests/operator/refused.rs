@@ -80,6 +80,7 @@ fn what_cannot_be_carried_out_is_said_with_what_to_do() {
     }
     // Volumes that cannot be.
     world.start_agents(2);
+    world.until_cluster("both agents run", |cluster| cluster["status"]["redundancy"] == "2/2");
     let warn = |name: &str, spec: &Value, reason: &str, words: &str| {
         kubectl.apply(&volume(name, spec).to_string()).unwrap();
         until_warned(&world, ["torusvolumes", "default", name], "Ready", reason, words);

@@ -39,6 +39,7 @@ fn a_real_apiserver_takes_the_schemas_without_a_warning_and_refuses_what_cannot_
             assert!(!torus_e2e::kube::kubectl::is_true(&found, kind), "{found:#}");
         }
     }
+    world.until_kinds_are_served();
     kubectl.run(["create", "namespace", "torus-system"]).unwrap();
     assert_eq!(refusal(&world, &sound_cluster()), None);
     assert_eq!(refusal(&world, &sound_volume()), None);

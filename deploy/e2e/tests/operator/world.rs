@@ -97,7 +97,19 @@ impl World {
         assert!(done, "{said}");
         assert!(!said.to_lowercase().contains("warn"), "{said}");
         world.client.delete("deployments", NAMESPACE, "torus-operator");
+        world.until_kinds_are_served();
         world
+    }
+
+    /// Waits until the apiserver answers for TorusClusters and TorusVolumes. Their definitions come with the chart's other objects, and helm
+    /// does not wait for what is made of them; the apiserver itself serves them a little later than it calls them established.
+    #[track_caller]
+    pub fn until_kinds_are_served(&self) {
+        let begun = Instant::now();
+        while let Err(error) = self.kubectl().run(["get", "torusclusters,torusvolumes", "-A"]) {
+            assert!(begun.elapsed() < SOON, "not served within {SOON:?}: {error:#}");
+            sleep(POLL);
+        }
     }
 
     pub fn kubectl(&self) -> &Kubectl {
@@ -283,11 +295,21 @@ impl World {
 
     /// The same on nodes that are there.
     pub fn make_ready_on_nodes(&mut self) {
+        self.make_pool();
+        self.make_agents();
+    }
+
+    /// Operator, etcd, and a cluster that waits for its agents.
+    pub fn make_pool(&mut self) {
         self.start_kubelets();
         self.start_etcd();
         self.start_operator();
         self.apply_cluster(&self.spec()).unwrap();
         self.until_cluster("it is made in etcd", |cluster| cluster["status"]["clusterId"].is_string());
+    }
+
+    /// Its three agents, with which it is ready.
+    pub fn make_agents(&mut self) {
         self.start_agents(3);
         self.until_cluster("it is ready", |cluster| {
             condition(cluster, "Ready").0 == "True"

@@ -59,10 +59,12 @@ pub enum Action {
         /// The cluster whose agent is there.
         value: Option<String>,
     },
-    /// Take away the label that says of which cluster a node's CSI driver was.
+    /// Take away the label that says of which cluster a node's CSI driver was, if it still says what was seen.
     ForgetTopology {
         /// The node.
         node: String,
+        /// The cluster that was seen there.
+        id: String,
     },
     /// Make the cluster in etcd.
     InitCluster {

@@ -118,8 +118,8 @@ pub fn are_labelled(owner: &Owner, spec: &TorusClusterSpec, seen: &Observed) -> 
 /// is of one that is gone. Nobody else takes it away, and with it the kubelet would take no driver of another cluster.
 pub fn forget_topology(seen: &Observed, current: Option<&str>, actions: &mut Vec<Action>) {
     for (node, state) in &seen.nodes {
-        if state.labels.get(LABEL_TOPOLOGY).is_some_and(|id| Some(id.as_str()) != current) {
-            actions.push(Action::ForgetTopology { node: node.clone() });
+        if let Some(id) = state.labels.get(LABEL_TOPOLOGY).filter(|id| Some(id.as_str()) != current) {
+            actions.push(Action::ForgetTopology { node: node.clone(), id: id.clone() });
         }
     }
 }

@@ -65,6 +65,32 @@ fn a_healthy_cluster_reads_as_the_columns_show_it() {
 }
 
 #[test]
+fn agents_run_when_etcd_has_them_and_their_pods_are_ready() {
+    let pods = |store: StoreCluster, ready: usize| {
+        let mut seen = seen(Store::Cluster(store), 3);
+        seen.pods.values_mut().skip(ready).for_each(|pod| pod.is_ready = false);
+        seen
+    };
+    let run = |seen: &Observed| {
+        let status = status(seen, &TorusClusterStatus::default(), "t1");
+        (status.agents_summary.clone().unwrap_or_default(), told(&status, "Ready").1)
+    };
+    let with_agents = |count: usize| {
+        let mut store = healthy();
+        store.agents.retain(|name, _| *name < format!("n{count}"));
+        store
+    };
+    assert_eq!(run(&pods(with_agents(0), 3)), ("0/3".into(), "AgentsNotReady".into()), "their pods are ready before");
+    assert_eq!(run(&pods(with_agents(2), 3)), ("2/3".into(), "AgentsNotReady".into()));
+    assert_eq!(run(&pods(with_agents(3), 2)), ("2/3".into(), "AgentsNotReady".into()));
+    let mut worn = healthy();
+    worn.agents.values_mut().for_each(|agent| agent.failed_disks = 1);
+    assert_eq!(run(&pods(worn, 3)), ("3/3".into(), "Ready".into()), "they serve what their other disks hold");
+    // Nobody says that they do not live.
+    assert_eq!(run(&seen(Store::Failed("x".into()), 3)).0, "3/3");
+}
+
+#[test]
 fn a_status_that_says_nothing_new_is_equal() {
     for store in [Store::Cluster(healthy()), Store::Failed("x".into()), Store::Empty, Store::NotAsked] {
         let seen = seen(store, 2);

@@ -91,8 +91,9 @@ impl World {
                 labels.remove(LABEL_NODE);
                 labels.extend(value.iter().map(|value| (LABEL_NODE.to_owned(), value.clone())));
             }
-            Action::ForgetTopology { node } => {
-                self.seen.nodes.get_mut(node).unwrap().labels.remove(LABEL_TOPOLOGY).unwrap();
+            Action::ForgetTopology { node, id } => {
+                let forgotten = self.seen.nodes.get_mut(node).unwrap().labels.remove(LABEL_TOPOLOGY);
+                assert_eq!(forgotten.as_ref(), Some(id));
             }
             Action::InitCluster { .. } => self.initialized = true,
             Action::SetRing { kind, replicas, spread } => {
