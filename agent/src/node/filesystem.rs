@@ -1,8 +1,8 @@
 //! Filesystems on attached devices: made where there is nothing, checked, mounted, grown, unmounted.
 //!
 //! 1. A filesystem is made only where the device is known to hold nothing: no signature that blkid knows, and zeros in
-//!    its first MiB. What cannot be read or told counts as something; but not what an end in the middle has left of a filesystem
-//!    that was being made here, if nobody has had the volume since.
+//!    its first MiB. What cannot be read or told counts as something; but bytes without a name do not, where an agent has ended
+//!    while it made a filesystem, and nobody has had the volume since.
 //! 2. Everything that touches the device is a child process (see [`super::tool`]).
 
 use super::host::{LOOK, LOOK_PAUSE};
@@ -169,14 +169,13 @@ pub enum Found {
 pub async fn look(device: &Path, volume: &str, wanted: &Wanted, unfinished: bool) -> Result<Found, NodeError> {
     let failed = |source| NodeError::Mount { volume: volume.into(), directory: wanted.directory.clone(), source };
     let found = match probe(device).await.map_err(failed)? {
-        _ if unfinished && mounts::of(device).is_empty() => None,
         Content::Named(found) => match (found.parse(), wanted.filesystem) {
             (Ok(found), None) => Some(found),
             (Ok(found), Some(wanted)) if found == wanted => Some(found),
             (_, wanted) => return Err(NodeError::HoldsOther { volume: volume.into(), found, wanted }),
         },
-        Content::Unknown => return Err(NodeError::HoldsUnknown { volume: volume.into() }),
-        Content::Blank => None,
+        Content::Unknown if !unfinished => return Err(NodeError::HoldsUnknown { volume: volume.into() }),
+        Content::Unknown | Content::Blank => None,
     };
     if let Some(found) = found {
         return Ok(Found::Filesystem(found));

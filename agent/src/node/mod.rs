@@ -386,7 +386,9 @@ impl Attachments {
     /// As [`filesystem::look`] and [`filesystem::mount`].
     pub async fn mount(&self, record: &mut Record, wanted: &filesystem::Wanted) -> Result<(), NodeError> {
         let device = record.device_there().ok_or(NodeError::Ended)?.to_owned();
-        let filesystem = match filesystem::look(&device, &record.name, wanted, record.making).await? {
+        // What is done to a device by hand, after a command was interrupted, is not known here. An agent's is nobody else's.
+        let unfinished = record.making && record.keeper.role == Role::Agent;
+        let filesystem = match filesystem::look(&device, &record.name, wanted, unfinished).await? {
             Found::Filesystem(filesystem) => filesystem,
             Found::Nothing(filesystem) => {
                 self.note(record, |record| record.making = true)?;
