@@ -153,37 +153,28 @@ impl Etcd {
             }
             Ok(_) => Ok(MetaReply::Conflict),
             Err(Unanswered { failure: Failure::NoSpace(text), endpoint }) => {
-                self.settle(&txn.then, endpoint, text).await
+                Err(self.settle(&txn.then, endpoint, text).await)
             }
             Err(unanswered) => Err(unanswered.into_error()),
         }
     }
 
-    /// etcd has said that its database is full. It looks at its size twice: one that has grown beyond its quota in between is told
-    /// of after the transaction was applied (`quotaApplierV3.Txn` in etcd's `apply.go`). So what is there decides: all of the
-    /// writes, or none of them. Where it is neither, somebody else has written meanwhile, and nobody can say.
-    async fn settle(&self, writes: &[Write], endpoint: String, text: String) -> Result<MetaReply, MetaError> {
-        let looked = async {
-            let (mut stand, mut revision) = (0, 0);
-            for write in writes {
-                let answer = self.get(self.full(write.key()), GetOptions::new()).await?;
-                let found = answer.kvs().first();
-                let stands = match write {
-                    Write::Put { value, .. } => found.is_some_and(|kv| kv.value() == *value),
-                    Write::Delete(_) => found.is_none(),
-                };
-                let seen = found.map(KeyValue::mod_revision).or(answer.header().map(ResponseHeader::revision));
-                revision = revision.max(seen.unwrap_or_default());
-                stand += usize::from(stands);
-            }
-            Ok::<_, Unanswered>((stand, revision))
-        };
+    /// What can be said of a transaction where etcd has said that its database is full. It looks at its size twice: of one that has
+    /// grown beyond its quota in between it tells after the transaction was applied (`quotaApplierV3.Txn` in etcd's `apply.go`). What was
+    /// applied was applied whole, so where its first write does not stand, it was not. Where that stands, it may be this one's or another's:
+    /// whoever asked knows what tells them apart.
+    async fn settle(&self, writes: &[Write], endpoint: String, text: String) -> MetaError {
         let full = format!("etcd at {endpoint}: {text}");
-        match tokio::time::timeout(self.endpoints.timeout(), looked).await {
-            Ok(Ok((stand, revision))) if stand == writes.len() => Ok(MetaReply::Committed(Revision(revision))),
-            Ok(Ok((0, _))) => Err(MetaError::Refused(full)),
-            _ => Err(MetaError::Unknown(full)),
-        }
+        let Some(first) = writes.first() else { return MetaError::Refused(full) };
+        let Ok(answer) = self.get(self.full(first.key()), GetOptions::new()).await else {
+            return MetaError::Unknown(full);
+        };
+        let found = answer.kvs().first().map(KeyValue::value);
+        let stands = match first {
+            Write::Put { value, .. } => found == Some(value),
+            Write::Delete(_) => found.is_none(),
+        };
+        if stands { MetaError::Unknown(full) } else { MetaError::Refused(full) }
     }
 
     fn condition(&self, condition: &Compare) -> etcd_client::Compare {
