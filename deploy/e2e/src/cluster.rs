@@ -19,6 +19,7 @@ use crate::ports;
 use crate::process::{Process, until};
 use crate::proxy::Proxy;
 use crate::scratch::Scratch;
+use crate::stalls::settle;
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
@@ -292,17 +293,6 @@ impl Cluster {
         let port = self.ports[index].http;
         self.agents[index].until("it is ready", READY, || Ok(http::get(port, "/readyz").is_ok()))
     }
-}
-
-/// Has what was written to the filesystems of these paths on stable storage. A compiler leaves gigabytes in the page cache, which go to
-/// the disk half a minute later; a sync of the agents' would have to wait for them then, and what is measured would be that.
-fn settle<'a>(paths: impl IntoIterator<Item = &'a Path>) -> Result<()> {
-    for path in paths {
-        let failed = || format!("cannot sync the filesystem of {}", path.display());
-        let file = fs::File::open(path).with_context(failed)?;
-        nix::unistd::syncfs(&file).with_context(failed)?;
-    }
-    Ok(())
 }
 
 /// Devices outlive processes: what the test has attached is detached, whatever became of it.

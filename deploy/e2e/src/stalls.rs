@@ -1,4 +1,5 @@
-//! Whether the machine itself stood still: a disk that answers nobody for a second is not the fault of what is tested on it.
+//! What the machine itself costs: a disk that is busy with a compiler's files, or answers nobody for a second, is not the fault of what
+//! is tested on it.
 
 use anyhow::{Context, Result, bail};
 use std::fs::File;
@@ -72,6 +73,20 @@ pub fn measured(
         println!("{last:.0?} of standing still, while the disk kept everybody waiting for {machine:.0?}");
     }
     Ok(last)
+}
+
+/// Has what was written to the filesystems of these paths on stable storage. A compiler leaves gigabytes in the page cache, which go to
+/// the disk half a minute later; whatever is measured would wait for them then.
+///
+/// # Errors
+/// When the disk fails.
+pub fn settle<'a>(paths: impl IntoIterator<Item = &'a Path>) -> Result<()> {
+    for path in paths {
+        let failed = || format!("cannot sync the filesystem of {}", path.display());
+        let file = File::open(path).with_context(failed)?;
+        nix::unistd::syncfs(&file).with_context(failed)?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -2,7 +2,6 @@
 
 use anyhow::{Context, Result, bail};
 use std::ffi::OsStr;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -53,8 +52,7 @@ pub fn must_succeed(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Has everything that was built on the disk. A linker leaves gigabytes in the page cache, which go to the disk half a minute later;
-/// whatever is measured then waits for them.
+/// Has everything that was built on the disk.
 ///
 /// # Errors
 /// When the disk fails, or cargo does not say where it builds.
@@ -63,8 +61,7 @@ pub fn settle() -> Result<()> {
     let said = metadata.stderr(Stdio::inherit()).output().context("cannot run cargo metadata")?;
     let said: serde_json::Value = serde_json::from_slice(&said.stdout).context("cannot read cargo's metadata")?;
     let target = said["target_directory"].as_str().context("cargo does not say where it builds")?;
-    let failed = || format!("cannot sync the filesystem of {target}");
-    nix::unistd::syncfs(File::open(target).with_context(failed)?).with_context(failed)
+    torus_e2e::stalls::settle([Path::new(target)])
 }
 
 /// A command as a person would type it.
