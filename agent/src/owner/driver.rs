@@ -420,7 +420,8 @@ impl Driver {
         if let VolumeState::Opening(progress) = self.volume.state()
             && let Some(line) = self.opening.see(std::time::Instant::now(), &progress)
         {
-            tracing::info!(volume = self.desk.name, "not open yet: {line}");
+            // As loud as other waits: what people serve by hand logs nothing less.
+            tracing::warn!(volume = self.desk.name, "not open yet: {line}");
         }
     }
 
